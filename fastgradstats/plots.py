@@ -1,0 +1,380 @@
+"Pictures of a Record: functions that draw on a matplotlib Axes and return it."
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.ticker import PercentFormatter
+
+from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, check_record, draw_heat, fit, iter_axis, label, layer_ticks,
+                      mark_epochs, names_at, nanmedian, new_ax, num, one_layer, pick_layers, read, read_iters, say, smoothed,
+                      subject, tidy, unit, usual_layer, wants_log, weight_layers)
+from .smallgrads import plot_small_gradients
+
+__all__ = ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
+           'plot_small_gradients']
+
+LEAKY = "Dead: the unit's output never varied over the whole window. A leaky unit is never dead in this sense, by construction."
+
+
+def plot_heat(
+    rec,                          # Record
+    key=('grad', 'norm'),         # (probe, statistic); not a histogram
+    *,
+    layers=None,                  # name, glob, index or a list of these; all by default
+    log=None,                     # logarithmic colours; by default where the values span more than a factor of 20
+    ax=None,
+):                                # the Axes
+    "Every layer (y, in network order) at every iteration (x): the colour is the statistic."
+    read(rec, key)
+    key = tuple(key)
+    idx = pick_layers(rec, key[0], layers)
+    ax  = new_ax(ax, 10, np.clip(.19 * len(idx) + 1.3, 2.6, 12))
+    draw_heat(ax, rec, key, idx, log=log)
+    iter_axis(ax, rec)
+    ax.set_ylabel('layer')
+    title = label(rec, key, idx).split(' [')[0]
+    ax.set_title(title[:1].upper() + title[1:], loc='left', fontsize=10)
+    return ax
+
+
+def plot_lines(
+    rec,                          # Record, or {name: Record or list of the Records of several seeds}
+    key=('grad', 'norm'),         # (probe, statistic), or a column of `rec.iters` such as 'loss'
+    *,
+    layers=None,                  # name, glob, index or a list; all by default, the second weight layer for several records
+    smooth=None,                  # iterations of a centred rolling median
+    log=None,                     # logarithmic y; by default where the values span more than a factor of 20
+    ax=None,
+):                                # the Axes
+    "A statistic over the iterations: one line a layer, or one colour a record (thin: a seed; bold: their median)."
+    smoothed([0.], smooth)
+    if isinstance(rec, dict): return _lines_of_many(rec, key, layers, smooth, log, ax)
+    check_record(rec)
+    if isinstance(key, str):
+        idx, x, v = [0], rec.iters.iter.to_numpy(), read_iters(rec, key)[:, None]
+    else:
+        idx  = pick_layers(rec, key[0], layers) if read(rec, key) is not None else None
+        x, v = _x(rec, key), read(rec, key)[:, idx]
+    ax   = new_ax(ax, 10)
+    cols = [PALETTE[0]] if isinstance(key, str) else DEPTH(np.linspace(0, 1, len(idx)))
+    for i, c in enumerate(cols):
+        name = key if isinstance(key, str) else names_at(rec, key[0], [idx[i]])[0]
+        keep = ~np.isnan(v[:, i])
+        ax.plot(x[keep], smoothed(v[keep, i], smooth), color=c, lw=1.3 if len(cols) <= 12 else .8, label=name,
+                marker='o' if keep.sum() == 1 else None, ms=4)
+    if wants_log(v, log): ax.set_yscale('log')
+    if not isinstance(key, str): _name_lines(ax, names_at(rec, key[0], idx))
+    _finish_lines(ax, rec, key, idx, smooth, v)
+    return ax
+
+def _x(rec, key):
+    "Where in time each line of rec[key] stands: its iteration, or its window's last."
+    return (rec.windows[key].last_iter if key in rec.windows else rec.iters.iter).to_numpy()
+
+def _name_lines(ax, names):
+    "A legend for a few layers, a colour bar in network order for many."
+    if len(names) <= 14:
+        ax.legend(loc='upper left', bbox_to_anchor=(1.005, 1), frameon=False, fontsize=8, title='layer', title_fontsize=8,
+                  borderaxespad=0)
+        return
+    cb = ax.figure.colorbar(plt.cm.ScalarMappable(Normalize(0, len(names) - 1), DEPTH), ax=ax, pad=.01, fraction=.04, aspect=30)
+    at = np.unique(np.linspace(0, len(names) - 1, 12).round().astype(int))
+    cb.set_ticks(at, labels=[names[i] for i in at], fontsize=7)
+    cb.ax.invert_yaxis()
+    cb.ax.set_title(f'{len(names)} layers', fontsize=8, loc='left')
+    cb.outline.set_visible(False)
+
+def _finish_lines(ax, rec, key, idx, smooth, v):
+    ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
+    if not np.isfinite(v).any(): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
+    ax.set_title(f'rolling median of {smooth} iterations' if smooth and smooth > 1 else '', loc='right', fontsize=8, color='.4')
+    mark_epochs(ax, rec)
+    iter_axis(ax, rec)
+    tidy(ax)
+
+def _lines_of_many(recs, key, layers, smooth, log, ax):
+    groups = as_groups(recs, 'plot_lines')
+    first  = next(iter(groups.values()))[0]
+    ax, everything, place = new_ax(ax, 9), [], ''
+    for (name, seeds), c in zip(groups.items(), NETS * len(groups)):
+        got = []
+        for r in seeds:
+            if isinstance(key, str): x, y = r.iters.iter.to_numpy(), read_iters(r, key)
+            else:
+                i, x = one_layer(r, key[0], layers) if read(r, key) is not None else None, _x(r, key)
+                y    = read(r, key)[:, i]
+                place = names_at(r, key[0], [i])[0]
+            keep = ~np.isnan(y)
+            got.append((x[keep], smoothed(y[keep], smooth)))
+        for x, y in got: ax.plot(x, y, color=c, lw=.7 if len(got) > 1 else 1.8, alpha=.4 if len(got) > 1 else 1,
+                                 label=None if len(got) > 1 else name)
+        if len(got) > 1: ax.plot(*_median_line(got), color=c, lw=2.2, label=f'{name} (median of {len(got)})')
+        everything += [y for _, y in got]
+    v = np.concatenate(everything)
+    if wants_log(v, log): ax.set_yscale('log')
+    ax.legend(frameon=False)
+    _finish_lines(ax, first, key, None if isinstance(key, str) else [one_layer(first, key[0], layers)], smooth, v)
+    ax.set_title(place, loc='left', fontsize=10)
+    return ax
+
+def _median_line(lines):
+    "Median over lines (x, y) at the x that any of them has."
+    x = np.unique(np.concatenate([x for x, _ in lines]))
+    y = np.full((len(lines), len(x)), np.nan)
+    for row, (a, b) in zip(y, lines): row[np.searchsorted(x, a)] = b
+    return x, nanmedian(y)
+
+
+def plot_color_dim(
+    rec,                          # Record
+    layer=None,                   # name, glob of one layer, or index (-2: the last but one); the last by default
+    *,
+    probe='activation',           # whose `hist`
+    linear=None,                  # (lo, hi): 40 equal bins between them, as in the course; else signed logarithmic
+    ax=None,
+):                                # the Axes
+    "The colourful dimension: the histogram of one layer over time, colour = log of the share of elements in a bin."
+    key  = (probe, 'hist')
+    hist = check_record(rec)[key]
+    i    = one_layer(rec, probe, -1 if layer is None else layer)
+    hist = hist[:, i].astype(float)                                                       # (window, bin)
+    wins = rec.windows[key]
+    n    = hist.sum(1, keepdims=True)
+    with np.errstate(invalid='ignore'): share = hist / np.where(n > 0, n, np.nan)
+    bad  = share[:, [0, 388, 389]].sum(1)
+    y, cells, ticks = _linear_rows(share, rec.bins.edges, linear) if linear is not None else _log_rows(share, rec.bins.edges)
+    ax    = new_ax(ax, 10, 4.2)
+    edges = np.append(wins.first_iter.to_numpy(float), wins.last_iter.iloc[-1] + 1) - .5 if len(wins) else np.array([-.5, .5])
+    group = -(-len(cells) // 1024) or 1
+    if group > 1: cells, edges = np.stack([cells[c:c + group].mean(0) for c in range(0, len(cells), group)]), np.append(edges[:-1:group], edges[-1])
+    if not len(cells): cells = np.full((1, len(y) - 1), np.nan)
+    ax.set_facecolor(NOT_MEASURED)
+    top   = np.nanmax(cells) if np.isfinite(cells).any() else 1.
+    drawn = np.where((cells == 0) & ~np.isnan(cells), 1e-12, cells)                       # nothing there: the darkest colour
+    mesh  = ax.pcolormesh(edges, y, np.ma.masked_invalid(drawn.T), norm=LogNorm(min(1e-4, (top or 1) / 10), top or 1, clip=True), cmap='magma',
+                          rasterized=True)
+    ax.set_xlim(edges[0], edges[-1])
+    if ticks is not None:
+        ax.set_yticks(*ticks, fontsize=8)
+        ax.tick_params(axis='y', length=0)
+    cb = ax.figure.colorbar(mesh, ax=ax, pad=.01, fraction=.05, extend='min')
+    bin_ = 'in one of 40 bins' if linear is not None else 'per quarter octave\n(zero, and the smallest: per row)'
+    cb.set_label(f"share of the layer's elements {bin_}\nlog colour, black: none [{unit(rec, key)}]", fontsize=8)
+    cb.outline.set_visible(False)
+    if (bad > 0).any():
+        mid = wins.first_iter.to_numpy(float)[bad > 0]
+        ax.plot(mid, np.full(len(mid), 1.), 'v', transform=ax.get_xaxis_transform(), color=NONFINITE, ms=6, clip_on=False,
+                label=f'NaN or infinite values: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements', gid='nonfinite')
+        ax.legend(loc='lower right', bbox_to_anchor=(1, 1.01), frameon=False, fontsize=8, borderaxespad=0)
+    mark_epochs(ax, rec, color='w')
+    iter_axis(ax, rec)
+    ax.set_ylabel(f"{subject(rec, probe, [i])} value [{rec.meta.get('units', {}).get('mean', 'as recorded')}]")
+    zero = share[:, 194][~np.isnan(share[:, 194])]
+    ax.set_title(f"{names_at(rec, probe, [i])[0]}" + (f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last" if len(zero) else ''),
+                 loc='left', fontsize=10)
+    for side in ax.spines.values(): side.set_visible(False)
+    return ax
+
+def _linear_rows(share, edges, linear, n=40):
+    "The log bins poured into `n` equal ones, each in proportion to the overlap."
+    if not (isinstance(linear, (tuple, list)) and len(linear) == 2 and linear[0] < linear[1]):
+        raise ValueError(f"linear={linear!r}; give (lo, hi) with lo < hi, for example (0, 10)")
+    y    = np.linspace(*linear, n + 1)
+    e    = np.array(edges, float)
+    e[0], e[-1] = 2 * e[1], 2 * e[-2]
+    over = np.clip(np.minimum(e[1:, None], y[None, 1:]) - np.maximum(e[:-1, None], y[None, :-1]), 0, None) / np.diff(e)[:, None]
+    z    = np.zeros(n)                                               # zeros belong to one bin, not to both sides of an edge
+    if linear[0] <= 0 <= linear[1]: z[min(np.searchsorted(y, 0., side='right') - 1, n - 1)] = 1
+    over[193] = z
+    return y, np.where(np.isnan(share).any(1, keepdims=True), np.nan, np.nan_to_num(share[:, 1:388]) @ over), None
+
+def _log_rows(share, edges, decades=4):
+    """Rows of a symmetric logarithmic picture: bins within 10^-`decades` of the largest magnitude one by one, as the share per
+    quarter octave (the bins are not equally wide); all smaller ones of a sign in one row; exact zeros in one thick row.
+    Returns row edges, cells (window, row), ticks."""
+    e     = np.asarray(edges, float)
+    some  = np.nonzero(np.nan_to_num(share).max(0, initial=0.) > 1e-5)[0]
+    up    = max([i - 194 for i in some if 194 < i < 388], default=0)      # outermost bin of each sign, counted from zero
+    down  = max([194 - i for i in some if 0 < i < 194], default=0)
+    reach = max(up, down) or 20
+    inner = max(1, reach - round(decades * np.log2(10) * 4))              # bins nearer to zero than this are one row
+    high  = lambda k: 4 * np.log2(e[194 + k] / e[193 + k]) if k < 193 else 1.   # height of the k-th bin, in quarter octaves
+    thick = .05 * (4 * np.log2(10) * decades) * (1 + (min(up, down) > 0))
+    parts = [([194], thick, 1.)]
+    for last, sign in ((up, 1), (down, -1)):
+        if not last: continue
+        more  = [([194 + sign * k for k in range(1, min(inner, last) + 1)], .7 * thick, 1.)]
+        more += [([194 + sign * k], high(k), high(k)) for k in range(inner + 1, last + 1)]
+        parts = parts + more if sign > 0 else more[::-1] + parts
+    y     = np.concatenate([[0.], np.cumsum([h for _, h, _ in parts])])
+    y    -= y[[b for b, _, _ in parts].index([194])] + thick / 2          # zero is at zero
+    cells = np.stack([share[:, b].sum(1) / per for b, _, per in parts], axis=1)
+    at, names = [0.], ['0']
+    low   = e[194 + inner]
+    for last, sign in ((up, 1), (down, -1)):
+        if last <= inner: continue
+        base, minus = 1.2 * thick, '−' * (sign < 0)
+        at.append(sign * (thick / 2 + .35 * thick)); names.append(f'under {minus}{low:.0e}'.replace('e-0', 'e−') if sign > 0 else '')
+        for d in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(e[194 + last]))) + 1):
+            up_by = 4 * np.log2(10. ** d / low)
+            if up_by > 3: at.append(sign * (base + up_by)); names.append(f'{minus}{10. ** d:g}')
+    return y, cells, (at, names)
+
+
+def plot_dead_chart(
+    rec,                          # Record with ('activation', 'frac_dead')
+    *,
+    layers=None,                  # name, glob, index or a list of these
+    ax=None,
+):                                # the Axes
+    "Share of dead units of every layer over the windows and, where recorded, how many were born dead, died, revived."
+    key = ('activation', 'frac_dead')
+    read(rec, key)
+    idx = pick_layers(rec, 'activation', layers)
+    ax  = new_ax(ax, 10, np.clip(.24 * len(idx) + 1.9, 2.8, 12))
+    draw_heat(ax, rec, key, idx, log=False, bar=False)
+    mesh = ax.collections[0]
+    mesh.set_clim(0, max(.05, float(np.nanmax(mesh.get_array().filled(0), initial=0.))))
+    units, names = rec.units, names_at(rec, 'activation', idx)
+    size = ax.get_yticklabels()[0].get_fontsize() if len(idx) else 8
+    if len(units):
+        last  = units[units.window == units.groupby('layer').window.transform('max')]
+        count = last.groupby(['layer', 'state']).size().unstack(fill_value=0)
+        heads = ['units', 'born dead', 'died', 'revived'] + ['non-finite'] * ('non-finite' in count)
+        for j, h in enumerate(heads):
+            x = 1.035 + .062 * j
+            ax.text(x, 1.015, h.replace(' ', '\n'), transform=ax.transAxes, ha='center', va='bottom', fontsize=8, color='.3')
+            for i, n in enumerate(names):
+                if n not in count.index: continue
+                k = int(count.loc[n].sum() if h == 'units' else count.loc[n].get(h, 0))
+                ax.text(x, i, str(k), transform=ax.get_yaxis_transform(), ha='center', va='center', fontsize=size, gid=h,
+                        color='.3' if h == 'units' else '.7' if k == 0 else NONFINITE, fontweight='bold' if k and h != 'units' else None)
+        ax.text(1.035 + .031 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center', va='top', fontsize=7.5, color='.3')
+    cb = ax.figure.colorbar(mesh, ax=ax, pad=.02, fraction=.04, aspect=20)
+    cb.set_label(fit(ax, label(rec, key), 9), fontsize=9)
+    cb.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    cb.outline.set_visible(False)
+    iter_axis(ax, rec)
+    ax.set_xlabel(f'{ax.get_xlabel()}\n{LEAKY}')
+    ax.xaxis.label.set_fontsize(8.5)
+    ax.set_ylabel('layer')
+    ax.set_title('Dead units, by window', loc='left', fontsize=10, pad=22 if len(units) else None)
+    return ax
+
+
+def plot_grad_flow(
+    rec,                          # Record
+    *,
+    iters=None,                   # iterations at which ten measured ones begin; by default the first, some middle, the last
+    stat='norm',                  # statistic of `probe`
+    probe='grad',                 # where
+    ax=None,
+):                                # the Axes
+    "A statistic along the network (x: layers in order) at a few moments, each the median over about ten iterations."
+    key  = (probe, stat)
+    v    = read(rec, key)
+    idx  = weight_layers(rec, probe)
+    x    = _x(rec, key)
+    rows = np.nonzero(~np.isnan(v).all(1))[0]
+    if iters is None:
+        starts = np.unique(np.linspace(0, max(len(rows) - 10, 0), 4).round().astype(int)) if len(rows) else []
+    else:
+        iters = [iters] if isinstance(iters, (int, np.integer)) else list(iters)
+        wrong = [i for i in iters if not len(rows) or not x[rows[0]] <= i <= x[rows[-1]]]
+        if wrong: raise ValueError(f"iterations {wrong} are not in the record; measured at {key} were "
+                                   f"{f'{x[rows[0]]} to {x[rows[-1]]}' if len(rows) else 'none'}")
+        starts = [int(np.searchsorted(x[rows], i)) for i in iters]
+    ax  = new_ax(ax, float(np.clip(.2 * len(idx) + 5, 7, 15)), 4.5)
+    pos = np.arange(len(idx))
+    drawn = []
+    for s, c in zip(starts, DEPTH(np.linspace(0, 1, max(len(starts), 2)))):
+        r = rows[s:s + 10]
+        y = nanmedian(v[np.ix_(r, idx)])
+        name = f'{x[r[0]]} to {x[r[-1]]}' if len(r) > 1 else f'{x[r[0]]}'
+        ax.plot(pos, np.where(y == 0, np.nan, y), 'o-', color=c, ms=4, lw=1.5, label=name)
+        z = np.nonzero(y == 0)[0]
+        if len(z): ax.plot(z, np.full(len(z), .015), 'v', color=c, ms=6, transform=ax.get_xaxis_transform(), gid='zero')
+        drawn.append(y)
+    flat = np.concatenate(drawn) if drawn else np.array([np.nan])
+    if np.isfinite(flat).any() and np.nanmin(flat) >= 0 and (flat > 0).any(): ax.set_yscale('log')
+    if not np.isfinite(flat).any(): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
+    ax.set_xlim(-.5, len(idx) - .5)
+    layer_ticks(ax, names_at(rec, probe, idx), axis='x')
+    ax.set_xlabel('layer, input to output')
+    ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
+    ax.grid(axis='y', color='.9', lw=.6)
+    if drawn: ax.legend(title='iterations', frameon=False, fontsize=8, title_fontsize=8, loc='upper left', bbox_to_anchor=(1.005, 1), borderaxespad=0)
+    ax.set_title('median over ten iterations' + ('; ▼ exactly 0' if (flat == 0).any() else ''), loc='right', fontsize=8, color='.4')
+    tidy(ax)
+    return ax
+
+
+def plot_overview(
+    rec,                          # Record
+    *,
+    title=None,                   # a sentence above all; by default the facts: loss, gain, elasticity, dead units
+    save=None,                    # path of an image to write
+):                                # array of six Axes
+    "One figure for the first five minutes: every layer at every iteration, under the loss."
+    check_record(rec)
+    panels = [('Weight gradient',   [('grad', 'norm')]),
+              ('Elasticity',        [('grad', 'elasticity')]),
+              ('Update ratio',      [('update', 'ratio')]),
+              ('Activations',       [('activation', 'std'), ('activation', 'frac_near_zero'), ('activation', 'mean')]),
+              ('Dead units',        [('activation', 'frac_dead')])]
+    found  = [next((k for k in keys if k in rec), None) for _, keys in panels]
+    rows   = [weight_layers(rec, k[0]) if k else [] for k in found]
+    tall   = [1.7] + [np.clip(.13 * len(r) + .7, 1., 2.6) if k else .5 for r, k in zip(rows, found)]
+    fig, axs = plt.subplots(len(tall), 1, sharex=True, figsize=(11, sum(tall) + 1.2), layout='constrained', height_ratios=tall)
+    _loss_panel(axs[0], rec)
+    for ax, (name, keys), key, idx in zip(axs[1:], panels, found, rows):
+        if key is None:
+            say(ax, f"{name.lower()}: {' or '.join(repr(k[1]) + ' at ' + repr(k[0]) for k in keys)} was not recorded")
+            continue
+        draw_heat(ax, rec, key, idx, name=False, log=False if key[1].startswith('frac_') else None)
+        ax.set_title(label(rec, key, idx), loc='left', fontsize=9)
+    it = rec.iters.iter
+    if len(it): axs[0].set_xlim(it.iloc[0] - .5, it.iloc[-1] + .5)
+    iter_axis(axs[-1], rec)
+    for ax in axs[:-1]: ax.tick_params(axis='x', labelbottom=False)
+    fig.suptitle(_facts(rec) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
+    if save is not None: fig.savefig(save, dpi=150)
+    return axs
+
+def _loss_panel(ax, rec):
+    it = rec.iters
+    if not np.isfinite(it.loss).any(): say(ax, 'the loss is not known'); return
+    ax.plot(it.iter, it.loss, color=PALETTE[0], lw=1.2, label='loss')
+    if np.isfinite(it.loss_constant).any():
+        ax.plot(it.iter, it.loss_constant, color=PALETTE[1], lw=1.2, ls='--', label='loss of a constant answer (batch-mean output)')
+    if wants_log(it.loss.to_numpy(), None): ax.set_yscale('log')
+    ax.set_ylabel(label(rec, 'loss').replace(' [', '\n['), fontsize=7.5)
+    ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
+    mark_epochs(ax, rec)
+    tidy(ax)
+
+def _facts(rec):
+    "What happened, in a sentence or two: only numbers of the record."
+    it, out = rec.iters, []
+    loss = it.loss[np.isfinite(it.loss)]
+    if len(loss):
+        out.append(f"Loss {num(loss.iloc[0])} to {num(loss.iloc[-1])} in {len(it):,} iterations")
+        gain = it.gain[np.isfinite(it.gain)]
+        if len(gain): out[-1] += f", gain over a constant answer {num(gain.iloc[-10:].median())}"
+    else: out.append(f"{len(it):,} iterations, loss not known")
+    if ('grad', 'elasticity') in rec:
+        idx = weight_layers(rec, 'grad')
+        e   = nanmedian(rec['grad', 'elasticity'][-20:, idx].astype(float)) if len(it) else np.full(len(idx), np.nan)
+        if np.isfinite(e).any():
+            k = int(np.nanargmin(np.where(np.isfinite(e), e, np.nan)))
+            out.append(f"lowest elasticity at the end {num(e[k])} ({names_at(rec, 'grad', [idx[k]])[0]})")
+    units = rec.units
+    if len(units):
+        last = units[units.window == units.groupby('layer').window.transform('max')]
+        dead = last[last.state.isin(['born dead', 'died'])]
+        out.append(f"{len(dead)} of {len(last)} units dead" + (f" in {dead.layer.nunique()} layers" if len(dead) else ''))
+    elif ('activation', 'frac_dead') in rec and len(rec['activation', 'frac_dead']):
+        d = rec['activation', 'frac_dead'][-1]
+        if np.isfinite(d).any(): out.append(f"at most {np.nanmax(d):.0%} of a layer's units dead")
+    return '; '.join(out) + '.'
