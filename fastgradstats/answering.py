@@ -1,0 +1,148 @@
+"""The words of a Comparison: is the better net's gradient smaller, and sooner? And small because of what?
+
+Every yes, no and number is read from the Comparison; each clause has its wording for either outcome and for seeds that
+disagree. Nothing here computes statistics.
+"""
+from __future__ import annotations
+
+import numpy as np
+
+NAMES    = {'norm': 'norm', '|mean|': 'mean', 'abs_max': 'largest element', '|median|': 'median'}
+SMALLER  = {'yes': True, 'mostly yes': True, 'no': False, 'mostly no': False}
+ORDER    = ['yes', 'mostly yes', 'undecided', 'mostly no', 'no']
+
+
+def answer(c):
+    "One paragraph on a Comparison."
+    if len(c.runs) < 2: return f"Only {next(iter(c.runs))} was recorded: there is nothing to compare it with."
+    return ' '.join(p for p in (_who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c), _sick(c)) if p)
+
+
+def _who(c):
+    worse, better = c.order
+    loss = [c.value(n, 'last', 'iters', 'loss') for n in (better, worse)]
+    good = [c.middle(n, 'last', 'epochs', 'accuracy') for n in (better, worse)]
+    both = [(x, y) for x, y in zip(*loss) if np.isfinite(x) and np.isfinite(y)]
+    wins = sum(x < y for x, y in both)
+    ends = f"loss {num(c.middle(better, 'last', 'iters', 'loss'))} against {num(c.middle(worse, 'last', 'iters', 'loss'))}"
+    if np.isfinite(good).all(): ends = f"accuracy {acc(good[0])} against {acc(good[1])}, {ends}"
+    rest = f" of {len(c.runs)}, compared here with the worst, {worse}" if len(c.runs) > 2 else ''
+    if wins == len(both):
+        return f"{better} ends the better net{rest}: {ends}" + (f" (lower loss in {of(wins, len(both), 'seed')})." if both else '.')
+    return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} of {len(both)} "
+            f"seeds only; it is called the better one here{rest}.")
+
+def _sooner(c):
+    k = c.cells('first', 'norm')
+    if not k.n: return "The norms of the weight gradients were not recorded in both nets."
+    return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight gradients is "
+            f"{spread(k.ratio)} times the other's, {pairs(k)}.")
+
+def _later(c):
+    cells  = {s: k for s in NAMES if (k := c.cells('last', s)).n}
+    groups = {}
+    for s, k in cells.items(): groups.setdefault(k.says, []).append(s)
+    clauses, first = [], True
+    for says in ORDER:
+        if says not in groups: continue
+        parts = []
+        for s in groups[says]:
+            parts.append(f"the {NAMES[s]} ({'smaller in ' if first else ''}{cells[s].smaller} of {cells[s].n}{' pairs' if first else ''}"
+                         + (f", {spread(cells[s].ratio)} times" if s == 'norm' else '') + ')')
+            first = False
+        clauses.append(f"{says} for {join(parts)}")
+    text = f"Iterations {c.span('last')}: {'; '.join(clauses)}." if clauses else ''
+    for (name, seed), it in c.dead.items():
+        left  = ' and is left out of this' if clauses else ''
+        text += (f" {name} seed {seed} died at iteration {it}{left}: all its hidden gradients are exactly zero, at loss "
+                 f"{num(c.value(name, 'last', 'iters', 'loss')[seed])}.")
+    if 'norm' in cells and SMALLER.get(cells['norm'].says):
+        cross = c.crossover()
+        fell  = cross[np.isfinite(cross)]
+        if len(fell): text += (f" The norm fell below the other's at iteration {between(fell)}"
+                               + (f" ({len(fell)} of {len(cross)} seeds)." if len(fell) < len(cross) else '.'))
+    return (text + _zeros(c, cells.get('|median|'))).strip()
+
+def _zeros(c, median):
+    "Why the median may be the odd one out: where half of the elements are exactly zero, so is their median."
+    if median is None or median.larger == 0: return ''
+    worse, better = c.order
+    most = {n: max(((v, l) for l in c.layers if np.isfinite(v := c.middle(n, 'last', 'grad', 'frac_zero', l))), default=(0, ''))
+            for n in (worse, better)}
+    if most[worse][0] < .2 or most[worse][0] <= most[better][0]: return ''
+    return (f" Exact zeros, up to {pct(most[worse][0])} of {worse}'s gradient in {most[worse][1]} and {pct(most[better][0])} of "
+            f"{better}'s, draw a median to zero.")
+
+def _per_loss(c):
+    k = c.cells('whole', 'per_loss')
+    if not k.n: return ''
+    was, now = SMALLER.get(c.cells('last', 'norm').says), SMALLER.get(k.says)
+    if   now is None: order = 'is undecided'
+    elif was is None: order = 'is clear'
+    else:             order = 'stays' if was == now else 'is reversed'
+    return f"Per unit of loss the order {order}: norm / loss, averaged over the fit, is {spread(k.ratio)} times the other's, {pairs(k)}."
+
+def _same_size(c):
+    if c.layer is None: return ''
+    worse, better = c.order
+    pair = c.twins()
+    if pair is None: return f"At no time is |g| of {c.layer} early in {worse} as small as late in {better}."
+    words, es = [], []
+    for name in (worse, better):
+        _, it, norm, loss, e, gain = pair[name]
+        words.append(f"{num(norm)} in {name} at iteration {int(it)} (loss {num(loss)}, elasticity {num(e)}, gain {num(gain)})")
+        es.append(e)
+    apart = max(es) / min(es) if min(es) > 0 else np.inf
+    tell  = f"elasticity tells them apart by a factor of {num(apart)}" if apart >= 10 else "elasticity does not tell them apart"
+    return f"An equal |g| of {c.layer} is found at both ends, {words[0]} and {words[1]}: {tell}."
+
+def _meaning(c):
+    worse, better = c.order
+    a, b = c.state(worse, 'first'), c.state(better, 'last')
+    show = lambda n, p: (f"elasticity {num(c.middle(n, p, 'grad', 'elasticity', 'median layer'))}, "
+                         f"gain {num(c.middle(n, p, 'iters', 'gain'))}")
+    begin, end = f"{worse} begins {a} ({show(worse, 'first')})", f"{better} ends {b} ({show(better, 'last')})"
+    if a == 'starved' and b == 'converged':
+        return (f"So a small gradient alone is no sign of good training. What separates the two kinds is elasticity and gain: {begin}, "
+                f"its gradients small before anything is learned; {end}, its gradients small because its loss is.")
+    if b == 'converged': return f"Small gradients are the mark of a converged net here: {end}. Starvation is not seen: {begin}."
+    if a == 'starved':   return f"Small gradients are no sign of good training here: {begin}. Convergence is not seen: {end}."
+    return f"Neither starvation nor convergence is seen, so the question stays open: {begin}, {end}."
+
+def _sick(c):
+    runs = [f"{name} seed {seed} from iteration {it}" for (name, seed), it in c.nonfinite.items()]
+    return f"Not finite, and from there on in no median: {join(runs)}." if runs else ''
+
+
+# --- numbers as text -------------------------------------------------------------------------------------------------
+def num(x):
+    "Two digits, no exponent between 0.0001 and 9999."
+    if np.isnan(x): return '–'
+    if np.isinf(x): return 'infinite'
+    if x == 0:      return '0'
+    if abs(x) >= 9999.5 or abs(x) < 9.5e-5: return f'{x:.1e}'.replace('e-0', 'e-').replace('e+0', 'e')
+    return f'{x:.0f}' if abs(x) >= 9.95 else f'{x:#.2g}'
+
+def pct(x): return '–' if not np.isfinite(x) else f'{100 * x:.0f} %'
+def acc(x): return '–' if not np.isfinite(x) else f'{x:.3f}'
+
+def cell(v, fmt):
+    "Median [min, max] of the finite values over the seeds, and how many are not."
+    lost = int((~np.isfinite(v)).sum())
+    v    = v[np.isfinite(v)]
+    if not len(v): return 'non-finite' if lost else '–'
+    low, mid, high = fmt(v.min()), fmt(np.median(v)), fmt(v.max())
+    return mid + (f' [{low}, {high}]' if low != high else '') + (f' ({lost} non-finite)' if lost else '')
+
+def spread(r):
+    low, high = num(r.min()), num(r.max())
+    return low if low == high else f'{low} to {high}'
+
+def between(v):      return f'{v.min():.0f}' if v.min() == v.max() else f'{v.min():.0f} to {v.max():.0f}'
+def of(k, n, what):  return f"{'the one' if n == 1 else 'every' if k == n else f'{k} of {n}'} {what}{'s' if k != n else ''}"
+def join(words):     return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1]
+
+def pairs(k):
+    "In how many pairs of layer and seed."
+    n, word = (k.larger, 'larger') if k.larger >= k.smaller else (k.smaller, 'smaller')
+    return f"{word} in {'all' if n == k.n else f'{n} of'} {k.n} pairs of layer and seed"

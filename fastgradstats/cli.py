@@ -1,0 +1,82 @@
+"The command line: `fastgradstats lesson10`. Everything heavy is imported when it is needed, so that --help is quick."
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from . import __version__
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='rich',
+                  help="See inside a network while it trains.")
+
+
+def _version(show):
+    if show:
+        print(f'fastgradstats {__version__}')
+        raise typer.Exit()
+
+@app.callback()
+def _options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help="Print the version.")] = False):
+    pass
+
+
+@app.command()
+def lesson10(
+    seeds: Annotated[int,   typer.Option(help="Runs of each net.")] = 3,
+    iters: Annotated[int,   typer.Option(help="Iterations of a run; the epoch they end in is finished.")] = 400,
+    lr:    Annotated[float, typer.Option(help="Learning rate.")] = .9,
+    bs:    Annotated[int,   typer.Option(help="Batch size; the last incomplete batch of an epoch is dropped.")] = 512,
+    data:  Annotated[str,   typer.Option(help="'digits': 5,000 real digits, offline. 'mnist': the full set, downloaded. Or a folder "
+                                              "of IDX files.")] = 'digits',
+    out:   Annotated[str,   typer.Option(help="Folder for records, figures and the CSV.")] = 'lesson10-out',
+    every: Annotated[int,   typer.Option(help="Record every so many iterations.")] = 1,
+):
+    """Are vanishing gradients a sign of good training? Trains the Lesson 10 net twice, as PyTorch initialises it with ReLU and
+    Kaiming-initialised with GeneralReLU, records every layer on every iteration, and answers from the numbers."""
+    _check(seeds=seeds, iters=iters, bs=bs, every=every)
+    if not 0 < lr < float('inf'): raise ValueError(f"--lr must be a positive number, got {lr:g}")
+    if data not in ('digits', 'mnist') and not os.path.isdir(data):
+        raise ValueError(f"--data {data!r} is neither 'digits' (the default, offline), 'mnist' (downloads the full set) nor a folder "
+                         f"of IDX files")
+    os.environ.setdefault('MPLBACKEND', 'Agg')
+    warnings.filterwarnings('ignore', category=FutureWarning)              # torch's and fastai's own, on import
+    warnings.filterwarnings('ignore', category=DeprecationWarning)
+    from .lesson10 import run
+    done = run(data, seeds, iters, lr, bs, every, out)
+    if done.interrupted: raise KeyboardInterrupt
+
+
+@app.command()
+def show(path: Annotated[str, typer.Argument(help="A record that Record.save or lesson10 wrote.")]):
+    "Print what a record holds."
+    from .record import Record
+    print(Record.load(path))
+
+
+def _check(**numbers):
+    for name, v in numbers.items():
+        if v < 1: raise ValueError(f"--{name} must be at least 1, got {v}")
+
+
+def main(args=None):
+    "Exit status 0; 2 with one sentence on stderr for what the user can put right; 130 after Ctrl-C."
+    try: status = app(args, standalone_mode=False, prog_name='fastgradstats') or 0
+    except KeyboardInterrupt: status = 130
+    except (ValueError, OSError) as e: status = _say(e)
+    except Exception as e:                            # typer's usage errors; newer typers carry their own copy of click's classes
+        if type(e).__name__ == 'Abort':              status = 130
+        elif type(e).__name__ == 'NoArgsIsHelpError': status = 2
+        elif hasattr(e, 'format_message'):           status = _say(e.format_message())
+        else: raise
+    sys.exit(status)
+
+def _say(message):
+    print('fastgradstats: ' + ' '.join(str(message).split()), file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__': main()
