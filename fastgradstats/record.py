@@ -188,7 +188,9 @@ class Record:
                                                    f"read it as rec{list(k)}, its windows as rec.windows[{k}]")
         lines = pd.DataFrame(self._lines(keys, hist=False))
         rows  = lines.pop('row').to_numpy()
-        return pd.concat([self.iters.iloc[rows].reset_index(drop=True), lines], axis=1)
+        iters = self.iters.iloc[rows].reset_index(drop=True)
+        if 'lr' in lines: iters['lr'] = np.where(lines.probe == 'update', lines.pop('lr'), iters.lr)     # the layer's own
+        return pd.concat([iters, lines], axis=1)
 
     def _lines(self, keys, hist):
         "Columns row, probe, layer and a column per statistic, of every (row, layer) at which something was measured."
@@ -312,6 +314,9 @@ class Record:
             if s in ('row', 'probe', 'layer'): continue
             if s == 'unit_state': stats[s] = pa.array([None] * n + v, pa.list_(pa.int8()))
             elif self._is_hist(s): stats[s] = pa.array([None] * n + v, pa.list_(pa.float32()))
+            elif s == 'lr':                       # of a layer on the lines of `update`, of the row elsewhere
+                own       = np.concatenate([np.full(n, 'row'), lines['probe']]) == 'update'
+                stats[s]  = pa.array(np.where(own, np.concatenate([np.zeros(n), v]), self._iters.lr.to_numpy()[rows]))
             else: stats[s] = pa.array(np.concatenate([np.full(n, np.nan, np.float32), v]))
         head  = dict(format=FORMAT, keys=[list(k) for k in self._values], meta=self._meta,
                      layers={p: d.to_dict('list') for p, d in self._layers.items()},

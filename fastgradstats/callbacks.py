@@ -1,0 +1,362 @@
+"""The fastai callbacks: a thin coat over `watching.Watcher`.
+
+One callback has one order, but two gradients are wanted: at order 10.5 `before_step` reads the true gradient, between
+MixedPrecision (10), which has unscaled it, and GradientClip (11). What the optimizer consumes, and the weights before and
+after, are read around `Learner._step`, after every `before_step` of any order.
+"""
+from __future__ import annotations
+
+import math
+import time
+import weakref
+
+import numpy as np
+import torch
+from fastai.callback.core import Callback
+from fastai.learner import Learner
+from fastai.torch_core import find_bs
+
+from .plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
+from .reporting import facts
+from .watching import DEFAULTS, Plan, Watcher
+
+
+class _Life:
+    "What was recorded of one Learner, over all its fits and callbacks. Not kept on the Learner: it would be exported with it."
+    def __init__(self):
+        self.iter, self.fit, self.fit_start = 0, -1, 0
+        self.watchers = []                                # in order of appearance
+        self.of       = weakref.WeakKeyDictionary()       # callback -> its Watcher
+        self.cache    = None
+    def new_fit(self):
+        "The number of the fit that begins; the first callback to ask counts it."
+        if self.fit < 0 or self.iter > self.fit_start: self.fit, self.fit_start = self.fit + 1, self.iter
+        return self.fit
+    def record(self):
+        recs = [w.record() for w in self.watchers if w.rows or w.row is not None]
+        if not recs: return None
+        if self.cache and len(self.cache[0]) == len(recs) and all(a is b for a, b in zip(self.cache[0], recs)):
+            return self.cache[1]
+        rec = recs[0].join(*recs[1:]) if len(recs) > 1 else recs[0]
+        self.cache = recs, rec
+        return rec
+
+_LIVES = weakref.WeakKeyDictionary()                      # Learner -> _Life
+
+def _ours(learn): return [cb for cb in learn.cbs if isinstance(cb, LayerStatsCallback)]
+
+def _layer_stats(self):
+    "What the callbacks of fastgradstats recorded of this Learner, in all its fits; None if nothing."
+    if self not in _LIVES: return None
+    for cb in _ours(self): cb._pull_epochs()
+    return _LIVES[self].record()
+
+def _around(name):
+    "Wrap a method of Learner once; nothing is set on an instance, so nothing is left behind or exported."
+    old = getattr(Learner, name)
+    if getattr(old, 'fastgradstats', False): return
+    def _step(self):
+        live = [cb.__dict__['_live'].watcher for cb in _ours(self) if cb.__dict__['_live'].watcher]
+        for w in live: w.before_update()
+        out = old(self)
+        for w in live: w.after_update()
+        return out
+    def _do_epoch_train(self):
+        try: return old(self)
+        finally:
+            for cb in _ours(self): cb._leave()            # also after Ctrl-C, an exception, a cancel
+    new = dict(_step=_step, _do_epoch_train=_do_epoch_train)[name]
+    new.fastgradstats, new.__doc__ = True, old.__doc__
+    setattr(Learner, name, new)
+
+_around('_step')
+_around('_do_epoch_train')
+Learner.layer_stats = property(_layer_stats)
+
+
+class _Live:
+    "The part of a callback that is neither copied nor pickled."
+    def __init__(self):
+        self.watcher  = None                              # attached now, or None
+        self.last     = None                              # the last one attached
+        self.new      = False                             # a fit has begun and has not trained yet
+        self.i        = 0
+        self.epochs   = 0                                 # epochs of this fit already taken from the Recorder
+        self.start    = 0.
+        self.paused   = None
+        self.constant = None
+        self.fit      = 0
+
+
+class LayerStatsCallback(Callback):
+    "Record every layer's gradients, activations, weights, updates and dead units while the Learner trains."
+    order, run_valid = 10.5, False
+    _stateattrs      = ('_live',)
+    _default_probes  = DEFAULTS
+
+    def __init__(self,
+        grad=...,             # statistics of parameters' gradients: names, Statistic objects, functions; None: off; ...: default
+        activation=...,       # of modules' outputs
+        grad_output=...,      # of the gradients with respect to modules' outputs (default off)
+        grad_used=...,        # of the gradients as the optimizer consumes them (default off)
+        weight=...,           # of the parameters before the step
+        update=...,           # of what the step changed; keeps one copy of the trainable parameters
+        input=...,            # of the model's input
+        output=...,           # of the model's output
+        *,
+        modules=None,         # glob on layer names, module class(es), list of modules, or f(name, module) -> bool
+        every=1,              # measure every n-th row, or where f(iteration) is true
+        sample=65536,         # larger tensors are sampled for shares, medians and histograms; None: everything
+        window=None,          # rows a window of the life table has; None: an epoch, at least 20
+        per_call=False,       # keep the calls of one module apart: on an RNNCell the call is the time step
+        unit_dim=None,        # the axis of the units, where the layer before does not tell
+        verbose=True,         # print what was found when a fit ends
+    ):
+        super().__init__()
+        given  = dict(grad=grad, activation=activation, grad_output=grad_output, grad_used=grad_used, weight=weight,
+                      update=update, input=input, output=output)
+        probes = {p: self._default_probes.get(p) if v is ... else v for p, v in given.items()}
+        self.layer_plan    = Plan(modules=modules, every=every, sample=sample, window=window, per_call=per_call,
+                                  unit_dim=unit_dim, **probes)
+        self.layer_verbose = verbose and type(self) is LayerStatsCallback
+        self._live         = _Live()
+
+    def _init_state(self):
+        super()._init_state()
+        self._live = _Live()
+
+    def __setattr__(self, name, value):
+        if name == 'learn' and value is None: self._leave()           # remove_cb, also after an exception in fit(cbs=)
+        super().__setattr__(name, value)
+
+    @property
+    def name(self):
+        n = super().name
+        return 'layer_stats_callback' if n == 'layer_stats' else n    # learn.layer_stats is the record
+
+    @property
+    def record(self):
+        "What this callback recorded of its learner."
+        if self.learn is None: raise AttributeError(f"{type(self).__name__} is not attached to a Learner: read "
+                                                    f"learn.layer_stats, which outlives it")
+        self._pull_epochs()
+        life = _LIVES.get(self.learn)
+        w    = life and life.of.get(self)
+        if w is None or not w.rows and w.row is None:
+            raise ValueError(f"{type(self).__name__} has recorded nothing yet: call learn.fit first")
+        return w.record()
+
+    # --- the loop ----------------------------------------------------------------------------------------------------
+    def before_fit(self):
+        live = self._live
+        if live.watcher is not None and self.training: return         # a validation inside a training batch
+        self._leave()
+        same = [cb for cb in self.learn.cbs if type(cb) is type(self)]
+        if len(same) > 1: raise ValueError(f"{len(same)} {type(self).__name__} on one Learner: give the statistics to one of "
+                                           f"them and remove the others with learn.remove_cb")
+        live.new = True
+
+    def before_train(self):
+        live = self._live
+        if hasattr(self.learn, 'lr_finder'): return                   # a search for a learning rate is not training
+        life = _LIVES.setdefault(self.learn, _Life())
+        w    = life.of.get(self)
+        if w is None:
+            w = life.of[self] = Watcher(self.layer_plan)
+            w.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
+            life.watchers.append(w)
+        if live.new:
+            w.end_fit()
+            live.fit, live.new, live.epochs, live.start = life.new_fit(), False, 0, time.perf_counter()
+            live.constant = _ConstantAnswer(w)
+        live.i = life.iter
+        w.attach(self.learn.model, self.learn.opt)
+        live.watcher = live.last = w
+
+    def before_batch(self):
+        live = self._live
+        w    = live.watcher
+        if w is None: return
+        hypers = self.opt.hypers
+        bs     = find_bs(self.yb) if len(self.yb) else find_bs(self.xb)
+        w.begin(live.i, bs=bs or 0, fit=live.fit, epoch=self.epoch, lrs=[h['lr'] for h in hypers],
+                mom=hypers[-1].get('mom', math.nan), left=self.n_iter - self.iter, t=time.perf_counter() - live.start)
+        live.i += 1
+        _LIVES[self.learn].iter = live.i
+        w.capture_end('input', self.xb[0] if len(self.xb) == 1 else self.xb)
+
+    def after_pred(self):
+        w = self._live.watcher
+        if w is None: return
+        w.capture_end('output', self.pred)
+        w.end_forward()
+
+    def after_loss(self):
+        w = self._live.watcher
+        if w is None or not len(self.yb): return
+        w.loss(self.learn.loss, lambda: self._live.constant(self.learn.loss_func, self.pred, self.yb))
+
+    def before_backward(self):
+        w = self._live.watcher
+        if w is None: return
+        scaler = getattr(self.learn, 'scaler', None)
+        w.backward_begins(getattr(scaler, '_scale', None) if scaler is not None and scaler.is_enabled() else None)
+
+    def after_backward(self):
+        if self._live.watcher: self._live.watcher.backward_done()
+    def before_step(self):
+        if self._live.watcher: self._live.watcher.grads()
+    def after_cancel_step(self):
+        if self._live.watcher: self._live.watcher.skipped()
+
+    def before_validate(self):
+        if self._live.watcher: self._live.paused = self._live.watcher.suspend()
+    def after_validate(self):
+        if self._live.watcher and self._live.paused is not None: self._live.watcher.resume(self._live.paused)
+        self._live.paused = None
+
+    def after_train(self):
+        w = self._live.watcher
+        if w is None: return
+        w.check_fired()
+        w.end_epoch()
+        self._leave()
+
+    def before_epoch(self): self._pull_epochs()
+
+    def after_fit(self):
+        live = self._live
+        if live.watcher is not None: return                           # of a validation inside a training batch
+        if live.new: live.new = False; return                         # nothing was trained: a validation, get_preds, summary
+        w = live.last
+        if w is None or live.constant is None: return
+        self._pull_epochs()
+        w.end_fit()
+        live.constant = None
+        if self.layer_verbose and w.rows: print(facts(self.learn.layer_stats))
+
+    def _leave(self):
+        "Take the hooks off; what was recorded stays."
+        live = self.__dict__.get('_live')
+        if live is not None and live.watcher is not None:
+            live.watcher.detach()
+            live.watcher = None
+
+    def _pull_epochs(self):
+        "Take the validation loss and the metrics of the finished epochs from fastai's Recorder."
+        live = self._live
+        w    = live.last
+        rec  = getattr(self.learn, 'recorder', None) if self.learn is not None else None
+        if w is None or rec is None or live.new or live.constant is None: return
+        names  = [n for n in rec.metric_names[1:] if n != 'time']
+        values = rec.__dict__.get('values', [])
+        for vals in values[live.epochs:]:
+            w.epochs.append(dict(fit=live.fit, epoch=live.epochs, **{n: _number(v) for n, v in zip(names, vals)}))
+            live.epochs += 1
+
+    # --- pictures of what was recorded -------------------------------------------------------------------------------
+    def plot(self, **kwargs):
+        "Every layer over every iteration."
+        return plot_overview(self.record, **kwargs)
+
+
+class GradStatsCallback(LayerStatsCallback):
+    "Record the gradients of every parameter, and how large the step is."
+    _default_probes = {p: DEFAULTS[p] for p in ('grad', 'weight', 'update')}
+    def plot(self, stat='norm', **kwargs):
+        "A statistic of the parameters' gradients over the iterations, a line a layer."
+        return plot_lines(self.record, ('grad', stat), **kwargs)
+    def plot_flow(self, **kwargs):
+        "The gradients' norm from the first layer to the last, early and late in training."
+        return plot_grad_flow(self.record, **kwargs)
+
+
+class ActivationHistCallback(LayerStatsCallback):
+    "Record histograms and moments of every activation; answers fastbook's calls to `learn.activation_stats`."
+    _default_probes = {'activation': [s for s in DEFAULTS['activation'] if s not in ('frac_dead', 'frac_dormant')]}
+
+    def _column(self, idx):
+        n = len(self.record.layers['activation'])
+        if not -n <= idx < n: raise IndexError(f"there are {n} activations, 0 to {n - 1} or -{n} to -1; got {idx}")
+        return idx % n
+    def layer_stats(self, idx):
+        "Mean, std and share near zero of activation `idx` over the measured iterations.  # three (iter,)"
+        k = self._column(idx)
+        return [v[~np.isnan(v)] for v in (self.record['activation', s][:, k] for s in ('mean', 'std', 'frac_near_zero'))]
+    def hist(self, idx, bins=40, low=0., high=10.):
+        "log1p counts of activation `idx` in equal bins, in time, as fastai's ActivationStats gives them.  # (bin, window)"
+        rec    = self.record
+        counts = np.nan_to_num(rec['activation', 'hist'][:, self._column(idx)])
+        edges  = np.linspace(low, high, bins + 1)
+        lo, hi = rec.bins.edges[:-1], rec.bins.edges[1:]             # of bins 1..387; what straddles an edge is shared out
+        over   = np.clip(np.minimum(hi, edges[1:, None]) - np.maximum(lo, edges[:-1, None]), 0, None) / (hi - lo)
+        zero   = (lo < 0) & (hi > 0)                                 # the bin of zero is a point, not a range
+        over[:, zero] = ((edges[:-1] <= 0) & (edges[1:] > 0))[:, None]
+        return torch.from_numpy(np.log1p(counts[:, 1:-2] @ over.T).T.astype(np.float32))
+    def plot_layer_stats(self, idx):
+        "Mean, std and share near zero of activation `idx`, side by side."
+        import matplotlib.pyplot as plt
+        name   = self.record.layers['activation'].layer[self._column(idx)]
+        _, axs = plt.subplots(1, 3, figsize=(12, 3), layout='constrained')
+        for ax, stat in zip(axs, ('mean', 'std', 'frac_near_zero')):
+            plot_lines(self.record, ('activation', stat), layers=[name], ax=ax)
+        return axs
+    def color_dim(self, idx=-1, **kwargs):
+        "The colorful dimension: the histogram of activation `idx` in time."
+        return plot_color_dim(self.record, idx, **kwargs)
+    def dead_chart(self, **kwargs):
+        "The share of each activation that is near zero in time (dead units are DeadUnitCallback's)."
+        from .plots import plot_heat
+        return plot_heat(self.record, ('activation', 'frac_near_zero'), **kwargs)
+    def plot(self, idx=-1, **kwargs): return self.color_dim(idx, **kwargs)
+
+
+class DeadUnitCallback(LayerStatsCallback):
+    "Record which units are dead: those whose output did not vary at all over a window."
+    _default_probes = {'activation': ['frac_dead', 'frac_dormant']}
+    def plot(self, **kwargs):
+        "The share of dead units of every activation over the windows."
+        return plot_dead_chart(self.record, **kwargs)
+
+
+class _ConstantAnswer:
+    """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a loss
+    that draws random numbers or that changes a buffer is found out at its first use."""
+    def __init__(self, watcher): self.watcher, self.off, self.guard = watcher, False, None
+
+    def _give_up(self, why):
+        self.off = True
+        self.watcher.ignored['loss_constant'] = why
+        return math.nan
+
+    def __call__(self, loss_func, pred, yb):
+        if self.off: return math.nan
+        if not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or pred.dim() == 0:
+            return self._give_up(f"the model's answer is no float tensor but {type(pred).__name__}")
+        if len(pred) < 2: return math.nan                             # the mean of one answer is that answer
+        mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
+        if self.guard is None: return self._first(loss_func, mean, yb)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(enabled=self.guard, devices=_cuda(pred)): return loss_func(mean, *yb)
+        except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
+
+    def _first(self, loss_func, mean, yb):
+        module = getattr(loss_func, 'func', loss_func)                # fastai's losses wrap a module
+        kept   = ({k: v.clone() for k, v in module.state_dict().items()} if isinstance(module, torch.nn.Module) else {})
+        before = torch.get_rng_state()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(mean)):
+                out   = loss_func(mean, *yb)
+                drawn = not torch.equal(before, torch.get_rng_state())
+        except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
+        if kept and any(not torch.equal(v, kept[k]) for k, v in module.state_dict().items()):
+            module.load_state_dict(kept)
+            return self._give_up('the loss function changes its own buffers')
+        self.guard = drawn or mean.is_cuda
+        return out
+
+def _cuda(t): return [t.device] if t.is_cuda else []
+
+def _number(v):
+    try: return float(v)
+    except (TypeError, ValueError): return math.nan

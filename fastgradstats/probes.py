@@ -1,0 +1,133 @@
+"""Probes: where in a model a tensor is read, and what each place is called.
+
+    activation   the output of a module              grad_output  gradient of the loss with respect to that output
+    grad         true gradient of a parameter        grad_used    that gradient as the optimizer consumes it
+    weight       a parameter before the step         update       the parameter after the step minus before
+    input        what the model was given            output       what it answered
+"""
+from __future__ import annotations
+
+import inspect
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+OUTPUTS    = ('activation', 'grad_output')                    # read at a site: a module's output
+PARAMETERS = ('grad', 'grad_used', 'weight', 'update')        # read at a parameter
+ENDS       = ('input', 'output')                              # read at the model
+PROBES     = OUTPUTS + PARAMETERS + ENDS
+
+# activations are read at these; MultiheadAttention lives beside them in torch and is none
+NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values()
+                   if isinstance(c, type) and issubclass(c, nn.Module) and c not in (nn.Module, nn.MultiheadAttention))
+CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)      # units are on axis 1 after these
+NOT_NONLINEAR = ('Dropout', 'Flatten', 'Identity', 'Embedding', 'View', 'Reshape')        # in the name of a parameterless leaf
+
+
+def unwrap(model):
+    "The model inside DistributedDataParallel, DataParallel and torch.compile's wrapper, as an object."
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)): model = model.module
+        elif type(model).__name__ == 'OptimizedModule' and hasattr(model, '_orig_mod'): model = model._orig_mod
+        else: return model
+
+def is_compiled(model):
+    return any(type(m).__name__ == 'OptimizedModule' or getattr(m, '_compiled_call_impl', None) is not None
+               for m in model.modules())
+
+def own_params(m): return [p for p in m._parameters.values() if p is not None]
+
+def named(model):
+    "(name, module) of every module below the root, each once; inner compile wrappers left out of the names."
+    out = []
+    def walk(m, prefix):
+        for n, c in m.named_children():
+            c    = unwrap(c)
+            name = f'{prefix}{n}'
+            if all(c is not d for _, d in out):
+                out.append((name, c))
+                walk(c, name + '.')
+    walk(model, '')
+    return out
+
+def named_params(model):
+    "(name, owner's name, owner, parameter) of every parameter, each once."
+    seen, out = set(), []
+    for name, m in [('', model), *named(model)]:
+        for n, p in m._parameters.items():
+            if p is None or id(p) in seen: continue
+            seen.add(id(p))
+            out.append((f'{name}.{n}' if name else n, name, m, p))
+    return out
+
+def is_leaf(m): return next(m.children(), None) is None
+
+def is_nonlinear(m):
+    "A nonlinearity of torch's, or a parameterless leaf that is not torch's, such as the course's GeneralRelu."
+    if isinstance(m, NONLINEAR): return True
+    cls = type(m)
+    return (is_leaf(m) and not m._parameters and not cls.__module__.startswith('torch.')
+            and not any(w in cls.__name__ for w in NOT_NONLINEAR))
+
+def check_modules(modules):
+    if modules is None or isinstance(modules, (str, type)) or callable(modules) and not isinstance(modules, nn.Module): return
+    items = [modules] if isinstance(modules, nn.Module) else modules
+    if isinstance(items, (list, tuple)) and items and all(isinstance(m, (nn.Module, type, str)) for m in items): return
+    raise TypeError(f"modules is a glob on layer names ('layer4.*'), a module class, a list of modules, or a function "
+                    f"f(name, module) -> bool; got {modules!r}")
+
+def chosen(model, modules):
+    "The (name, module) pairs that `modules` chooses, before probes decide which of them they read; None chooses all."
+    everything = [('', model), *named(model)]
+    if modules is None: return everything
+    items = list(modules) if isinstance(modules, (list, tuple)) else [modules]
+    out   = []
+    for name, m in everything:
+        for want in items:
+            if   isinstance(want, str):       ok = bool(name) and fnmatchcase(name, want)
+            elif isinstance(want, type):      ok = isinstance(m, want)
+            elif isinstance(want, nn.Module): ok = m is unwrap(want)
+            else:                             ok = bool(want(name, m))
+            if ok: out.append((name, m)); break
+    if not out:
+        names = [n for n, _ in everything if n]
+        what  = inspect.getsource(modules).strip() if inspect.isfunction(modules) and modules.__name__ != '<lambda>' else modules
+        raise ValueError(f"modules={what!r} matches no layer of this {type(model).__name__}; its layers are "
+                         f"{', '.join(names[:30])}{', ...' if len(names) > 30 else ''}. Give a glob such as "
+                         f"{(names or ['*'])[-1].split('.')[0] + '*'!r}, a module class, or a function f(name, module)")
+    return out
+
+def sites_of(model, modules):
+    """The (name, module) whose outputs are read. By default, and within a glob, the nonlinearities; where there is none,
+    the leaves with parameters. A class, a list or a function is taken at its word."""
+    pick = chosen(model, modules)
+    if modules is not None and not isinstance(modules, str): return pick
+    nonlinear = [(n, m) for n, m in pick if n and is_nonlinear(m)]
+    if nonlinear: return nonlinear
+    leaves    = [(n, m) for n, m in pick if is_leaf(m) and m._parameters]
+    return leaves or (pick if modules is not None else [])
+
+def params_of(model, modules):
+    "(name, owner's name, owner, parameter) of the parameters that the chosen modules own."
+    if modules is None: return named_params(model)
+    mods = {id(m) for _, m in chosen(model, modules)}
+    return [q for q in named_params(model) if id(q[2]) in mods]
+
+def unit_axis(m): return 1 if isinstance(m, CHANNELS) else -1
+
+def bounds_of(m):
+    "The (lowest, highest) value of a bounded activation function, or None."
+    if isinstance(m, (nn.Tanh, nn.Softsign)):       return -1., 1.
+    if isinstance(m, (nn.Sigmoid, nn.Hardsigmoid)): return 0., 1.
+    if isinstance(m, nn.Hardtanh):                  return float(m.min_val), float(m.max_val)      # ReLU6 is one
+    return None
+
+def tensors(o, path=''):
+    "(path, tensor) of every tensor in nested tuples, lists, dicts and named tuples; a lone tensor has the path ''."
+    if isinstance(o, torch.Tensor): yield path, o
+    elif isinstance(o, dict):
+        for k, v in o.items(): yield from tensors(v, f'{path}[{k}]')
+    elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)
+    elif isinstance(o, (list, tuple)):
+        for i, v in enumerate(o): yield from tensors(v, f'{path}[{i}]')
