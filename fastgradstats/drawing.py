@@ -1,4 +1,4 @@
-"What the plots share: which layers, which columns, what a number is called and its unit, colours, epochs, free places for text."
+"What the plots share: layers and columns asked for, names and units of numbers, colours, epochs, free places for text."
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
@@ -10,17 +10,18 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
 from .record import Record
 
 COLUMNS      = 1000               # what a picture can show side by side
 PALETTE      = sns.color_palette('colorblind')
-NETS         = [PALETTE[3], PALETTE[0], PALETTE[2], PALETTE[1], *PALETTE[4:]]       # vermilion against blue first
+NETS         = [PALETTE[3], PALETTE[0], PALETTE[2], PALETTE[1], *PALETTE[4:]]    # vermilion against blue first
 NOT_MEASURED = '#d9d9d9'
 ZERO         = '#000000'
 NONFINITE    = PALETTE[3]         # vermilion: not in viridis
 DEPTH        = ListedColormap(plt.get_cmap('viridis')(np.linspace(.04, .86, 256)), name='depth')    # no pale end: lines
-HEAT         = ListedColormap(plt.get_cmap('viridis')(np.linspace(.06, 1, 256)), name='heat')      # no black: exact zeros
+HEAT         = ListedColormap(plt.get_cmap('viridis')(np.linspace(.06, 1, 256)), name='heat')     # black: exact zeros
 NEAR_ZERO    = .05
 
 PROBES = dict(activation='activation', grad_output='output gradient', grad='gradient', grad_used='used gradient',
@@ -44,35 +45,38 @@ def check_record(rec, what='a Record'):
         raise TypeError(f"expected {what}, got {type(rec).__name__}; give learn.layer_stats or Record.load(path)")
     return rec
 
+def as_key(key): return tuple(key) if isinstance(key, list) else key
+
 def read(rec, key):
     "The array (row or window, layer) of `key`."
-    v = check_record(rec)[tuple(key) if isinstance(key, list) else key]
+    v = check_record(rec)[key]
     if v.ndim != 2: raise ValueError(f"{key} is a histogram per window; draw it with plot_color_dim(rec, layer)")
     return v
 
 def read_iters(rec, column):
     "A column of `rec.iters`, as float."
-    if column not in rec.iters: raise KeyError(f"{column!r} is not a column of rec.iters; its columns are "
-        f"{', '.join(rec.iters)}. A statistic of layers is asked for as (probe, statistic), for example ('grad', 'norm')")
+    if column not in rec.iters:
+        raise KeyError(f"{column!r} is not a column of rec.iters; its columns are {', '.join(rec.iters)}. "
+                       f"A statistic of layers is asked for as (probe, statistic), for example ('grad', 'norm')")
     return rec.iters[column].to_numpy(float)
 
 def pick_layers(rec, probe, layers=None):
     "Positions of `layers` (a glob, a name, an index, or a list of these) among those of `probe`, in network order."
     names = rec.layers[probe].layer.tolist()
     if layers is None: return list(range(len(names)))
+    where = f"the layers at {probe!r} are {', '.join(names) or 'none'}"
     found = set()
     for ask in layers if isinstance(layers, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) else [layers]:
         if isinstance(ask, (int, np.integer)) and not isinstance(ask, bool):
-            if not -len(names) <= ask < len(names): raise IndexError(f"layer {ask} of {len(names)} at {probe!r}; allowed are "
-                                                                     f"{-len(names)} to {len(names) - 1}: {', '.join(names)}")
+            if not -len(names) <= ask < len(names):
+                raise IndexError(f"there is no layer {ask}; give {-len(names)} to {len(names) - 1}: {where}")
             found.add(int(ask) % len(names))
         elif isinstance(ask, str):
-            here = [i for i, n in enumerate(names) if n == ask] or [i for i, n in enumerate(names) if fnmatchcase(n, ask)]
-            if not here: raise ValueError(f"no layer matches {ask!r} at {probe!r}; the layers there are {', '.join(names)}. "
-                                          f"Give a name, a glob such as '{names[0][:1]}*' or an index" if names else
-                                          f"no layer was recorded at {probe!r}")
+            here = ([i for i, n in enumerate(names) if n == ask] or
+                    [i for i, n in enumerate(names) if fnmatchcase(n, ask)])
+            if not here: raise ValueError(f"no layer matches {ask!r}; {where}. Give a name, a glob or an index")
             found.update(here)
-        else: raise TypeError(f"a layer is a name, a glob or an index, got {ask!r}; the layers at {probe!r} are {', '.join(names)}")
+        else: raise TypeError(f"a layer is a name, a glob or an index, got {ask!r}; {where}")
     return sorted(found)
 
 def weight_layers(rec, probe):
@@ -89,17 +93,17 @@ def usual_layer(rec, probe):
 
 def one_layer(rec, probe, layer):
     idx = [usual_layer(rec, probe)] if layer is None else pick_layers(rec, probe, layer)
-    if len(idx) > 1: raise ValueError(f"{layer!r} matches {len(idx)} layers at {probe!r} ({', '.join(names_at(rec, probe, idx))}) and "
-                                      f"one can be drawn; give one name or index")
+    if len(idx) > 1: raise ValueError(f"{layer!r} matches {len(idx)} layers at {probe!r} and one can be drawn; "
+                                      f"give one of {', '.join(names_at(rec, probe, idx))}")
     return idx[0]
 
 def names_at(rec, probe, idx): return rec.layers[probe].layer.iloc[list(idx)].tolist()
 
 def as_groups(recs, what):
-    "`{name: [records]}` of a record, or of a dict of records or of lists of the records of several seeds."
+    "`{name: [records]}` of a record, or of a dict of records or of lists of records (several seeds)."
     if isinstance(recs, Record): return {'': [recs]}
-    if not isinstance(recs, dict): raise TypeError(f"{what} takes a Record or a dict {{name: Record or list of Records}}, "
-                                                   f"got {type(recs).__name__}")
+    if not isinstance(recs, dict): raise TypeError(
+        f"{what} takes a Record or a dict {{name: Record or list of Records}}, got {type(recs).__name__}")
     out = {str(k): list(v) if isinstance(v, (list, tuple)) else [v] for k, v in recs.items()}
     if not out: raise ValueError(f"{what} got an empty dict; give {{name: record}}")
     for k, v in out.items():
@@ -107,7 +111,7 @@ def as_groups(recs, what):
         for r in v: check_record(r, f"a Record or a list of Records for {k!r}")
     return out
 
-# --- columns of time --------------------------------------------------------------------------------------------------
+# --- columns of time -------------------------------------------------------------------------------------------------
 def nonfinite_at(rec, key, v):
     "Where the tensor itself held NaN or infinities (as far as the record knows): bool, as `v`."
     bad, other = np.isinf(v), (key[0], 'frac_nonfinite')
@@ -115,8 +119,8 @@ def nonfinite_at(rec, key, v):
     return bad
 
 def columns(rec, key, v, bad):
-    """Cells of a heat map: edges (column + 1,), values and non-finite flags (column, layer), iterations a column. A cell
-    reaches to the next measured iteration; a gap of more than three usual ones is shown as not measured."""
+    """Cells of a heat map: edges (column + 1,), values and non-finite flags (column, layer), rows a column. A cell reaches
+    to the next measured iteration; a gap of more than three usual ones is shown as not measured."""
     it = rec.iters
     if key in rec.windows:
         w = rec.windows[key]
@@ -126,7 +130,7 @@ def columns(rec, key, v, bad):
         if not keep.any(): keep[:] = True
         start = it.iter.to_numpy(float)[keep]
         v, bad, stop = v[keep], bad[keep], start + 1
-    if not len(start): return np.array([0., 1.]), np.full((1, v.shape[1]), np.nan), np.zeros((1, v.shape[1]), bool), 1
+    if not len(start): start, stop, v, bad = np.zeros(1), np.ones(1), np.full((1, v.shape[1]), np.nan), bad[:0].any(0)[None]
     usual = np.median(np.diff(start)) if len(start) > 1 else 1
     group = -(-len(start) // COLUMNS)
     if group > 1:
@@ -154,7 +158,8 @@ def nanmedian(v, axis=0):
 def smoothed(y, n):
     "Centred rolling median over `n` values."
     if n is None or n == 1: return np.asarray(y, float)
-    if not isinstance(n, (int, np.integer)) or n < 1: raise ValueError(f"smooth={n!r}; give a whole number of iterations, 1 or more")
+    if not isinstance(n, (int, np.integer)) or n < 1:
+        raise ValueError(f"smooth={n!r}; give a whole number of iterations, 1 or more")
     return pd.Series(np.asarray(y, float)).rolling(int(n), center=True, min_periods=1).median().to_numpy()
 
 # --- words ------------------------------------------------------------------------------------------------------------
@@ -172,15 +177,16 @@ def subject(rec, probe, idx=None):
     names = names_at(rec, probe, pick_layers(rec, probe) if idx is None else idx)
     kind  = ('weight' if names and all(n.endswith('weight') for n in names) else
              'bias'   if names and all(n.endswith('bias') for n in names)   else 'parameter')
-    return {'grad': f'{kind} gradient', 'grad_used': f'{kind} gradient as used', 'weight': kind, 'update': f'{kind} update'}[probe]
+    return dict(grad=f'{kind} gradient', grad_used=f'{kind} gradient as used', weight=kind, update=f'{kind} update')[probe]
 
 def label(rec, key, idx=None):
     "What is drawn, and its unit."
     if isinstance(key, str): name = key.replace('_', ' ')
     else:
         name = STATS.get(key[1], key[1].replace('_', ' '))
-        if key[1] not in ('elasticity', 'ratio', 'frac_dead', 'frac_dormant'): name += f' of the {subject(rec, key[0], idx)}'
-        elif key[1] == 'elasticity': name += f' ({subject(rec, key[0], idx)})'
+        whose = subject(rec, key[0], idx)
+        if key[1] == 'elasticity': name += f' ({whose})'
+        elif key[1] not in ('ratio', 'frac_dead', 'frac_dormant'): name += f' of the {whose}'
     return f"{name} [{unit(rec, key)}]"
 
 def num(v): return f'{v:.3g}' if np.isfinite(v) else 'not known'
@@ -193,7 +199,7 @@ def wants_log(v, log):
     p = v[v > 0]
     return bool(len(p) > 1 and v.min() >= 0 and np.quantile(p, .98) > 20 * np.quantile(p, .02))
 
-def colours(v, log):
+def colours(v, log, share=False):
     "Norm, colour map and which ends of the colour bar are open, for the values `v`."
     f = v[np.isfinite(v)]
     if not len(f): return Normalize(0, 1), HEAT, 'neither'
@@ -201,12 +207,14 @@ def colours(v, log):
         top = np.quantile(np.abs(f), .98) or np.abs(f).max() or 1.
         cut = 'both' if np.abs(f).max() > top else 'neither'
         lin = np.quantile(np.abs(f), .25) or top / 1e3
-        return (SymLogNorm(min(lin, top / 10), vmin=-top, vmax=top) if log else Normalize(-top, top)), sns.color_palette('vlag', as_cmap=True), cut
+        norm = SymLogNorm(min(lin, top / 10), vmin=-top, vmax=top) if log else Normalize(-top, top)
+        return norm, sns.color_palette('vlag', as_cmap=True), cut
     p = f[f > 0]
     if wants_log(v, log) and len(p):
         lo, hi = np.quantile(p, .01), p.max()
         if lo >= hi: lo, hi = hi / 3, hi * 3
         return LogNorm(lo, hi), HEAT, 'min' if p.min() < lo else 'neither'
+    if share: return Normalize(0, max(.05, f.max())), HEAT, 'neither'
     lo, hi = f.min(), f.max()
     return Normalize(lo, hi if hi > lo else lo + (abs(lo) or 1)), HEAT, 'neither'
 
@@ -230,7 +238,9 @@ def layer_ticks(ax, names, axis='y', size=None):
     size   = size or float(np.clip(room / max(len(names), 1) * .8, 5.5, 10))
     step   = max(1, int(np.ceil(len(names) * size * 1.05 / room)))
     at     = list(range(0, len(names), step))
-    getattr(ax, f'set_{axis}ticks')(at, [names[i] for i in at], fontsize=size, **({} if axis == 'y' else dict(rotation=90 if len(names) > 12 else 30, ha='center' if len(names) > 12 else 'right', rotation_mode='default' if len(names) > 12 else 'anchor')))
+    turn   = ({} if axis == 'y' else dict(rotation=90) if len(names) > 12 else
+              dict(rotation=30, ha='right', rotation_mode='anchor'))
+    getattr(ax, f'set_{axis}ticks')(at, [names[i] for i in at], fontsize=size, **turn)
     ax.tick_params(axis=axis, length=2)
 
 def mark_epochs(ax, rec, color='.35', most=12):
@@ -246,19 +256,18 @@ def mark_epochs(ax, rec, color='.35', most=12):
         if new_fit[i]:  ax.axvline(x, color=color, lw=1.4, zorder=3, gid='fit')
         elif i in few:  ax.axvline(x, color=color, lw=.6, ls=(0, (2, 3)), zorder=3, gid='epoch')
 
-def iter_axis(ax, rec, label=True):
-    it = rec.iters
-    if not label: return
-    many = len(it) and (it.epoch.nunique() > 1 or it.fit.nunique() > 1)
-    ax.set_xlabel('iteration' + ('  (thin lines: epochs' * (it.epoch.nunique() > 1) if it.fit.nunique() < 2 else
-                                 '  (thin lines: epochs, thick: a new fit') + ')' * bool(many))
+def iter_axis(ax, rec):
+    it   = rec.iters
+    what = ['thin lines: epochs'] * (it.epoch.nunique() > 1) + ['thick: a new fit'] * (it.fit.nunique() > 1)
+    ax.set_xlabel('iteration' + f"  ({', '.join(what)})" * bool(what))
+    ax.xaxis.set_major_locator(MaxNLocator('auto', integer=True))
 
 def draw_heat(ax, rec, key, idx, *, log=None, bar=True, name=True):
     "Layer x iteration cells of `key`, with colour bar, marks for what is not a number, epochs. Returns the mesh."
     v   = read(rec, key)
     bad = nonfinite_at(rec, key, v)
     edges, cells, bad, group = columns(rec, key, v[:, idx], bad[:, idx])
-    norm, cmap, extend       = colours(cells[~bad], log)
+    norm, cmap, extend       = colours(cells[~bad], log, key[1].startswith('frac_'))
     y    = np.arange(len(idx) + 1) - .5
     if group > 1: ax.set_title(f'a column: median of {group}', loc='right', fontsize=8, color='.4')
     mesh = ax.pcolormesh(edges, y, np.ma.masked_invalid(cells.T), norm=norm, cmap=cmap, rasterized=True)
@@ -274,8 +283,11 @@ def draw_heat(ax, rec, key, idx, *, log=None, bar=True, name=True):
     layer_ticks(ax, names_at(rec, key[0], idx))
     mark_epochs(ax, rec, color='w')
     for side in ax.spines.values(): side.set_visible(False)
-    if bar:
-        cb = ax.figure.colorbar(mesh, ax=ax, extend=extend, pad=.01, fraction=.05, aspect=25 if name else 10)
+    known = np.isfinite(cells).any()
+    if not known: ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', va='center', color='.4')
+    if bar and (known or name):
+        tall = ax.get_window_extent().height / ax.figure.dpi                          # inches
+        cb   = ax.figure.colorbar(mesh, ax=ax, extend=extend, pad=.01, fraction=.05, aspect=np.clip(7 * tall, 10, 60))
         if name: cb.set_label(fit(ax, label(rec, key, idx), 9), fontsize=9)
         cb.ax.tick_params(labelsize=8)
         cb.outline.set_visible(False)
@@ -297,7 +309,7 @@ class Places:
         self.renderer = ax.figure.canvas.get_renderer()
 
     def put(self, text, at, offsets, weight=1., **kw):
-        "Write `text` beside one of the data points `at` (n, 2), moved by one of `offsets` (in points); None if nothing is free."
+        "Write `text` beside one of the data points `at` (n, 2), moved by one of `offsets` (points); None if none is free."
         frame = self.ax.get_window_extent()
         size  = self.ax.text(0, 0, text, transform=None, **kw)
         box   = size.get_window_extent(self.renderer)
@@ -309,7 +321,8 @@ class Places:
             for j, (ox, oy) in enumerate(offsets):
                 scale  = self.ax.figure.dpi / 72
                 cx, cy = px[0] + ox * scale + np.sign(ox) * dx, px[1] + oy * scale + np.sign(oy) * dy
-                if cx - dx < frame.x0 or cx + dx > frame.x1 or cy - dy < frame.y0 or cy + dy > frame.y1: continue
+                if not (frame.x0 <= cx - dx and cx + dx <= frame.x1): continue
+                if not (frame.y0 <= cy - dy and cy + dy <= frame.y1): continue
                 if any(abs(cx - a) < dx + c and abs(cy - b) < dy + d for a, b, c, d in self.taken): continue
                 near = (np.abs(self.points[:, 0] - cx) < dx) & (np.abs(self.points[:, 1] - cy) < dy)
                 cost = near.sum() * weight + .01 * j + .001 * k

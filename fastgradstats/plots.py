@@ -3,18 +3,18 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import PercentFormatter
 
-from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, check_record, draw_heat, fit, iter_axis, label, layer_ticks,
-                      mark_epochs, names_at, nanmedian, new_ax, num, one_layer, pick_layers, read, read_iters, say, smoothed,
-                      subject, tidy, unit, usual_layer, wants_log, weight_layers)
+from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, as_key, check_record, draw_heat, fit,
+                      iter_axis, label, layer_ticks, mark_epochs, names_at, nanmedian, new_ax, num, one_layer, pick_layers,
+                      read, read_iters, say, smoothed, subject, tidy, unit, wants_log, weight_layers)
 from .smallgrads import plot_small_gradients
 
 __all__ = ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
            'plot_small_gradients']
 
-LEAKY = "Dead: the unit's output never varied over the whole window. A leaky unit is never dead in this sense, by construction."
+LEAKY = "Dead: the unit's output never varied over the window. A leaky unit is never dead in this sense, by construction."
 
 
 def plot_heat(
@@ -26,8 +26,8 @@ def plot_heat(
     ax=None,
 ):                                # the Axes
     "Every layer (y, in network order) at every iteration (x): the colour is the statistic."
+    key = as_key(key)
     read(rec, key)
-    key = tuple(key)
     idx = pick_layers(rec, key[0], layers)
     ax  = new_ax(ax, 10, np.clip(.19 * len(idx) + 1.3, 2.6, 12))
     draw_heat(ax, rec, key, idx, log=log)
@@ -42,20 +42,22 @@ def plot_lines(
     rec,                          # Record, or {name: Record or list of the Records of several seeds}
     key=('grad', 'norm'),         # (probe, statistic), or a column of `rec.iters` such as 'loss'
     *,
-    layers=None,                  # name, glob, index or a list; all by default, the second weight layer for several records
+    layers=None,                  # name, glob, index or a list; all, or of several records the second weight layer
     smooth=None,                  # iterations of a centred rolling median
     log=None,                     # logarithmic y; by default where the values span more than a factor of 20
     ax=None,
 ):                                # the Axes
     "A statistic over the iterations: one line a layer, or one colour a record (thin: a seed; bold: their median)."
+    key = as_key(key)
     smoothed([0.], smooth)
     if isinstance(rec, dict): return _lines_of_many(rec, key, layers, smooth, log, ax)
     check_record(rec)
     if isinstance(key, str):
         idx, x, v = [0], rec.iters.iter.to_numpy(), read_iters(rec, key)[:, None]
     else:
-        idx  = pick_layers(rec, key[0], layers) if read(rec, key) is not None else None
-        x, v = _x(rec, key), read(rec, key)[:, idx]
+        v    = read(rec, key)
+        idx  = pick_layers(rec, key[0], layers)
+        x, v = _x(rec, key), v[:, idx]
     ax   = new_ax(ax, 10)
     cols = [PALETTE[0]] if isinstance(key, str) else DEPTH(np.linspace(0, 1, len(idx)))
     for i, c in enumerate(cols):
@@ -78,8 +80,9 @@ def _name_lines(ax, names):
         ax.legend(loc='upper left', bbox_to_anchor=(1.005, 1), frameon=False, fontsize=8, title='layer', title_fontsize=8,
                   borderaxespad=0)
         return
-    cb = ax.figure.colorbar(plt.cm.ScalarMappable(Normalize(0, len(names) - 1), DEPTH), ax=ax, pad=.01, fraction=.04, aspect=30)
-    at = np.unique(np.linspace(0, len(names) - 1, 12).round().astype(int))
+    order = plt.cm.ScalarMappable(Normalize(0, len(names) - 1), DEPTH)
+    cb    = ax.figure.colorbar(order, ax=ax, pad=.01, fraction=.04, aspect=30)
+    at    = np.unique(np.linspace(0, len(names) - 1, 12).round().astype(int))
     cb.set_ticks(at, labels=[names[i] for i in at], fontsize=7)
     cb.ax.invert_yaxis()
     cb.ax.set_title(f'{len(names)} layers', fontsize=8, loc='left')
@@ -87,11 +90,13 @@ def _name_lines(ax, names):
 
 def _finish_lines(ax, rec, key, idx, smooth, v):
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
-    if not np.isfinite(v).any(): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
-    ax.set_title(f'rolling median of {smooth} iterations' if smooth and smooth > 1 else '', loc='right', fontsize=8, color='.4')
+    if not np.isfinite(v).any(): _nothing(ax)
+    if smooth and smooth > 1: ax.set_title(f'rolling median of {smooth} iterations', loc='right', fontsize=8, color='.4')
     mark_epochs(ax, rec)
     iter_axis(ax, rec)
     tidy(ax)
+
+def _nothing(ax): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
 
 def _lines_of_many(recs, key, layers, smooth, log, ax):
     groups = as_groups(recs, 'plot_lines')
@@ -102,14 +107,15 @@ def _lines_of_many(recs, key, layers, smooth, log, ax):
         for r in seeds:
             if isinstance(key, str): x, y = r.iters.iter.to_numpy(), read_iters(r, key)
             else:
-                i, x = one_layer(r, key[0], layers) if read(r, key) is not None else None, _x(r, key)
-                y    = read(r, key)[:, i]
+                x, y  = _x(r, key), read(r, key)
+                i     = one_layer(r, key[0], layers)
+                y     = y[:, i]
                 place = names_at(r, key[0], [i])[0]
             keep = ~np.isnan(y)
             got.append((x[keep], smoothed(y[keep], smooth)))
-        for x, y in got: ax.plot(x, y, color=c, lw=.7 if len(got) > 1 else 1.8, alpha=.4 if len(got) > 1 else 1,
-                                 label=None if len(got) > 1 else name)
-        if len(got) > 1: ax.plot(*_median_line(got), color=c, lw=2.2, label=f'{name} (median of {len(got)})')
+        many = len(got) > 1
+        for x, y in got: ax.plot(x, y, color=c, lw=.7 if many else 1.8, alpha=.4 if many else 1, label=None if many else name)
+        if many: ax.plot(*_median_line(got), color=c, lw=2.2, label=f'{name} (median of {len(got)})')
         everything += [y for _, y in got]
     v = np.concatenate(everything)
     if wants_log(v, log): ax.set_yscale('log')
@@ -143,36 +149,36 @@ def plot_color_dim(
     n    = hist.sum(1, keepdims=True)
     with np.errstate(invalid='ignore'): share = hist / np.where(n > 0, n, np.nan)
     bad  = share[:, [0, 388, 389]].sum(1)
-    y, cells, ticks = _linear_rows(share, rec.bins.edges, linear) if linear is not None else _log_rows(share, rec.bins.edges)
+    y, cells, ticks = (_log_rows(share, rec.bins.edges) if linear is None else
+                       _linear_rows(share, rec.bins.edges, linear))
     ax    = new_ax(ax, 10, 4.2)
-    edges = np.append(wins.first_iter.to_numpy(float), wins.last_iter.iloc[-1] + 1) - .5 if len(wins) else np.array([-.5, .5])
-    group = -(-len(cells) // 1024) or 1
-    if group > 1: cells, edges = np.stack([cells[c:c + group].mean(0) for c in range(0, len(cells), group)]), np.append(edges[:-1:group], edges[-1])
-    if not len(cells): cells = np.full((1, len(y) - 1), np.nan)
+    edges = np.append(wins.first_iter, wins.last_iter.iloc[-1:] + 1) - .5
+    if not len(cells): cells, edges = np.full((1, len(y) - 1), np.nan), np.array([-.5, .5])
     ax.set_facecolor(NOT_MEASURED)
-    top   = np.nanmax(cells) if np.isfinite(cells).any() else 1.
-    drawn = np.where((cells == 0) & ~np.isnan(cells), 1e-12, cells)                       # nothing there: the darkest colour
-    mesh  = ax.pcolormesh(edges, y, np.ma.masked_invalid(drawn.T), norm=LogNorm(min(1e-4, (top or 1) / 10), top or 1, clip=True), cmap='magma',
-                          rasterized=True)
+    top   = np.nanmax(cells, initial=0.) or 1.
+    drawn = np.where(cells == 0, 1e-12, cells)                       # nothing there: the darkest colour
+    mesh  = ax.pcolormesh(edges, y, np.ma.masked_invalid(drawn.T), cmap='magma', rasterized=True,
+                          norm=LogNorm(min(1e-4, top / 10), top, clip=True))
     ax.set_xlim(edges[0], edges[-1])
     if ticks is not None:
         ax.set_yticks(*ticks, fontsize=8)
         ax.tick_params(axis='y', length=0)
     cb = ax.figure.colorbar(mesh, ax=ax, pad=.01, fraction=.05, extend='min')
-    bin_ = 'in one of 40 bins' if linear is not None else 'per quarter octave\n(zero, and the smallest: per row)'
+    bin_ = 'per quarter octave\n(zero, and the smallest: per row)' if linear is None else 'in one of 40 bins'
     cb.set_label(f"share of the layer's elements {bin_}\nlog colour, black: none [{unit(rec, key)}]", fontsize=8)
     cb.outline.set_visible(False)
     if (bad > 0).any():
         mid = wins.first_iter.to_numpy(float)[bad > 0]
         ax.plot(mid, np.full(len(mid), 1.), 'v', transform=ax.get_xaxis_transform(), color=NONFINITE, ms=6, clip_on=False,
-                label=f'NaN or infinite values: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements', gid='nonfinite')
+                gid='nonfinite', label=f'NaN or infinite: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements')
         ax.legend(loc='lower right', bbox_to_anchor=(1, 1.01), frameon=False, fontsize=8, borderaxespad=0)
     mark_epochs(ax, rec, color='w')
     iter_axis(ax, rec)
     ax.set_ylabel(f"{subject(rec, probe, [i])} value [{rec.meta.get('units', {}).get('mean', 'as recorded')}]")
-    zero = share[:, 194][~np.isnan(share[:, 194])]
-    ax.set_title(f"{names_at(rec, probe, [i])[0]}" + (f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last" if len(zero) else ''),
-                 loc='left', fontsize=10)
+    zero  = share[:, 194][~np.isnan(share[:, 194])]
+    title = names_at(rec, probe, [i])[0]
+    if len(zero): title += f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last"
+    ax.set_title(title, loc='left', fontsize=10)
     for side in ax.spines.values(): side.set_visible(False)
     return ax
 
@@ -183,15 +189,16 @@ def _linear_rows(share, edges, linear, n=40):
     y    = np.linspace(*linear, n + 1)
     e    = np.array(edges, float)
     e[0], e[-1] = 2 * e[1], 2 * e[-2]
-    over = np.clip(np.minimum(e[1:, None], y[None, 1:]) - np.maximum(e[:-1, None], y[None, :-1]), 0, None) / np.diff(e)[:, None]
+    both = np.minimum(e[1:, None], y[None, 1:]) - np.maximum(e[:-1, None], y[None, :-1])      # (log bin, linear bin)
+    over = np.clip(both, 0, None) / np.diff(e)[:, None]
     z    = np.zeros(n)                                               # zeros belong to one bin, not to both sides of an edge
     if linear[0] <= 0 <= linear[1]: z[min(np.searchsorted(y, 0., side='right') - 1, n - 1)] = 1
     over[193] = z
-    return y, np.where(np.isnan(share).any(1, keepdims=True), np.nan, np.nan_to_num(share[:, 1:388]) @ over), None
+    return y, share[:, 1:388] @ over, None
 
 def _log_rows(share, edges, decades=4):
-    """Rows of a symmetric logarithmic picture: bins within 10^-`decades` of the largest magnitude one by one, as the share per
-    quarter octave (the bins are not equally wide); all smaller ones of a sign in one row; exact zeros in one thick row.
+    """Rows of a symmetric logarithmic picture: bins within 10^-`decades` of the largest magnitude one by one, as the share
+    per quarter octave (bins are not equally wide); all smaller ones of a sign in one row; exact zeros in one thick row.
     Returns row edges, cells (window, row), ticks."""
     e     = np.asarray(edges, float)
     some  = np.nonzero(np.nan_to_num(share).max(0, initial=0.) > 1e-5)[0]
@@ -215,7 +222,9 @@ def _log_rows(share, edges, decades=4):
     for last, sign in ((up, 1), (down, -1)):
         if last <= inner: continue
         base, minus = 1.2 * thick, '−' * (sign < 0)
-        at.append(sign * (thick / 2 + .35 * thick)); names.append(f'under {minus}{low:.0e}'.replace('e-0', 'e−') if sign > 0 else '')
+        if sign > 0:
+            at.append(.85 * thick)
+            names.append(f'under {low:.0e}'.replace('e-0', 'e−'))
         for d in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(e[194 + last]))) + 1):
             up_by = 4 * np.log2(10. ** d / low)
             if up_by > 3: at.append(sign * (base + up_by)); names.append(f'{minus}{10. ** d:g}')
@@ -233,9 +242,7 @@ def plot_dead_chart(
     read(rec, key)
     idx = pick_layers(rec, 'activation', layers)
     ax  = new_ax(ax, 10, np.clip(.24 * len(idx) + 1.9, 2.8, 12))
-    draw_heat(ax, rec, key, idx, log=False, bar=False)
-    mesh = ax.collections[0]
-    mesh.set_clim(0, max(.05, float(np.nanmax(mesh.get_array().filled(0), initial=0.))))
+    mesh = draw_heat(ax, rec, key, idx, log=False, bar=False)
     units, names = rec.units, names_at(rec, 'activation', idx)
     size = ax.get_yticklabels()[0].get_fontsize() if len(idx) else 8
     if len(units):
@@ -248,9 +255,11 @@ def plot_dead_chart(
             for i, n in enumerate(names):
                 if n not in count.index: continue
                 k = int(count.loc[n].sum() if h == 'units' else count.loc[n].get(h, 0))
+                look = dict(color='.3') if h == 'units' else dict(color=NONFINITE, fontweight='bold') if k else dict(color='.7')
                 ax.text(x, i, str(k), transform=ax.get_yaxis_transform(), ha='center', va='center', fontsize=size, gid=h,
-                        color='.3' if h == 'units' else '.7' if k == 0 else NONFINITE, fontweight='bold' if k and h != 'units' else None)
-        ax.text(1.035 + .031 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center', va='top', fontsize=7.5, color='.3')
+                        **look)
+        ax.text(1.035 + .031 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center',
+                va='top', fontsize=7.5, color='.3')
     cb = ax.figure.colorbar(mesh, ax=ax, pad=.02, fraction=.04, aspect=20)
     cb.set_label(fit(ax, label(rec, key), 9), fontsize=9)
     cb.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -298,14 +307,16 @@ def plot_grad_flow(
         drawn.append(y)
     flat = np.concatenate(drawn) if drawn else np.array([np.nan])
     if np.isfinite(flat).any() and np.nanmin(flat) >= 0 and (flat > 0).any(): ax.set_yscale('log')
-    if not np.isfinite(flat).any(): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
+    if not np.isfinite(flat).any(): _nothing(ax)
     ax.set_xlim(-.5, len(idx) - .5)
     layer_ticks(ax, names_at(rec, probe, idx), axis='x')
     ax.set_xlabel('layer, input to output')
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
     ax.grid(axis='y', color='.9', lw=.6)
-    if drawn: ax.legend(title='iterations', frameon=False, fontsize=8, title_fontsize=8, loc='upper left', bbox_to_anchor=(1.005, 1), borderaxespad=0)
-    ax.set_title('median over ten iterations' + ('; ▼ exactly 0' if (flat == 0).any() else ''), loc='right', fontsize=8, color='.4')
+    if drawn: ax.legend(title='iterations', frameon=False, fontsize=8, title_fontsize=8, loc='upper left',
+                        bbox_to_anchor=(1.005, 1), borderaxespad=0)
+    ax.set_title('median over ten measured iterations' + '; ▼ exactly 0' * bool((flat == 0).any()), loc='right', fontsize=8,
+                 color='.4')
     tidy(ax)
     return ax
 
@@ -318,11 +329,11 @@ def plot_overview(
 ):                                # array of six Axes
     "One figure for the first five minutes: every layer at every iteration, under the loss."
     check_record(rec)
-    panels = [('Weight gradient',   [('grad', 'norm')]),
-              ('Elasticity',        [('grad', 'elasticity')]),
-              ('Update ratio',      [('update', 'ratio')]),
-              ('Activations',       [('activation', 'std'), ('activation', 'frac_near_zero'), ('activation', 'mean')]),
-              ('Dead units',        [('activation', 'frac_dead')])]
+    panels = [('weight gradient', [('grad', 'norm')]),
+              ('elasticity',      [('grad', 'elasticity')]),
+              ('update ratio',    [('update', 'ratio')]),
+              ('activations',     [('activation', 'std'), ('activation', 'frac_near_zero'), ('activation', 'mean')]),
+              ('dead units',      [('activation', 'frac_dead')])]
     found  = [next((k for k in keys if k in rec), None) for _, keys in panels]
     rows   = [weight_layers(rec, k[0]) if k else [] for k in found]
     tall   = [1.7] + [np.clip(.13 * len(r) + .7, 1., 2.6) if k else .5 for r, k in zip(rows, found)]
@@ -330,7 +341,7 @@ def plot_overview(
     _loss_panel(axs[0], rec)
     for ax, (name, keys), key, idx in zip(axs[1:], panels, found, rows):
         if key is None:
-            say(ax, f"{name.lower()}: {' or '.join(repr(k[1]) + ' at ' + repr(k[0]) for k in keys)} was not recorded")
+            say(ax, f"{name}: {' or '.join(f'{s!r} at {p!r}' for p, s in keys)} was not recorded")
             continue
         draw_heat(ax, rec, key, idx, name=False, log=False if key[1].startswith('frac_') else None)
         ax.set_title(label(rec, key, idx), loc='left', fontsize=9)
@@ -368,7 +379,7 @@ def _facts(rec):
         e   = nanmedian(rec['grad', 'elasticity'][-20:, idx].astype(float)) if len(it) else np.full(len(idx), np.nan)
         if np.isfinite(e).any():
             k = int(np.nanargmin(np.where(np.isfinite(e), e, np.nan)))
-            out.append(f"lowest elasticity at the end {num(e[k])} ({names_at(rec, 'grad', [idx[k]])[0]})")
+            out.append(f"lowest elasticity of the last 20 iterations {num(e[k])} ({names_at(rec, 'grad', [idx[k]])[0]})")
     units = rec.units
     if len(units):
         last = units[units.window == units.groupby('layer').window.transform('max')]

@@ -5,14 +5,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from .drawing import NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, tidy, unit
+from .drawing import NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, subject, tidy, unit
 
 SMOOTH    = 9                     # iterations of the rolling median
 ROUND     = 5                     # iterations of the geometric mean after it
 LABELLED  = (0, 10, 50, 100, 200)
-STARVED   = .08                   # elasticity; widest gap between starved (<= .062) and live (>= .106) windows, 343 windows of 21 nets
+STARVED   = .08                   # elasticity: of 343 windows of 21 nets the starved had at most .062, the live at least .106
 CONVERGED = .1                    # share of the first loss below which a net has converged
 SETTLE    = 5                     # first iterations, in which elasticity alone misleads
+BLIND     = .1                    # share of the constant answer's loss that a net has gained, below which it may be starved
 EQUAL     = 1.02                  # two gradients are equal within this factor
 
 
@@ -24,19 +25,19 @@ def plot_small_gradients(
     ax=None,
 ):                                # the Axes
     """|g| of one layer's weights against the loss, which falls to the right: a path a net, dotted lines of equal elasticity.
-    At the same height on the left edge a gradient is small because nothing gets through, on the right because the loss is."""
+    At the same height, on the left a gradient is small because nothing gets through, on the right because the loss is."""
     groups = as_groups(recs, 'plot_small_gradients')
     paths  = {name: [_path(r, layer, name) for r in seeds] for name, seeds in groups.items()}
     mids   = {name: _middle(p) for name, p in paths.items()}
     first  = next(iter(groups.values()))[0]
     where  = names_at(first, 'grad', [one_layer(first, 'grad', layer)])[0]
-    kind   = 'weight gradient' if where.endswith('weight') else 'bias gradient' if where.endswith('bias') else 'parameter gradient'
+    kind   = subject(first, 'grad', [one_layer(first, 'grad', layer)])
     ax     = new_ax(ax, 8.6, 6)
     colors = dict(zip(mids, NETS * len(mids)))
     for name, p in paths.items():
         if len(p) > 1:
             for q in p: ax.plot(q['loss'], q['g'], color=colors[name], lw=.6, alpha=.3, zorder=2)
-        ax.plot(mids[name]['loss'], mids[name]['g'], color=colors[name], lw=2, zorder=4, label=name or None, solid_joinstyle='round', gid='path')
+        ax.plot(mids[name]['loss'], mids[name]['g'], color=colors[name], lw=2, zorder=4, label=name or None, gid='path')
     ax.set_xscale('log'); ax.set_yscale('log')
     _limits(ax, mids, paths)
     ax.set_xlabel(f"loss, falling to the right [{unit(first, 'loss')}]")
@@ -47,27 +48,29 @@ def plot_small_gradients(
     pair = _pair(mids) if mark else None
     w     = float(np.nanmedian(np.concatenate([q['w'] for p in paths.values() for q in p])))
     seeds = max(map(len, paths.values()))
-    note  = (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % (at the median |w| = "
-             f"{num(w)}; at the circles each net's own). Paths: smoothed over {SMOOTH} iterations"
+    note  = (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % "
+             f"(at the median |w| = {num(w)}; at the circles each net's own). Paths: smoothed over {SMOOTH} iterations"
              + (f"; thin: a seed, bold: the median of {seeds}." if seeds > 1 else '.') + " Dots: iterations.")
     note  = fit(ax, note, 7.5, 'x', 1.08)
     ax.text(0, 1.012, note, transform=ax.transAxes, fontsize=7.5, color='.35', va='bottom', gid='note')
-    ax.set_title(fit(ax, _title(pair, kind, where), 12, 'x', 1.), loc='left', fontsize=12, fontweight='bold', pad=10 + 10.5 * (note.count('\n') + 1))
+    title = f"The {kind} of {where} against the loss" if pair is None else f"The same small {kind}: starved, or converged"
+    ax.set_title(fit(ax, title, 12, 'x'), loc='left', fontsize=12, fontweight='bold', pad=10 + 10.5 * (note.count('\n') + 1))
     _annotate(ax, mids, paths, pair, colors, w)
     return ax
 
 def _path(rec, layer, name):
     "iter, loss, |g|, |w|, gain share of one record, smoothed; only where loss and gradient are positive."
-    rec['grad', 'elasticity']                                        # says what to record if norms are missing
+    e    = rec['grad', 'elasticity']                                 # says what to record if norms are missing
     i    = one_layer(rec, 'grad', layer)
-    w    = rec._aligned(rec['weight', 'norm'], 'weight', 'grad')[:, i].astype(float)
     it   = rec.iters
     g    = rec['grad', 'norm'][:, i].astype(float)
-    ok   = np.isfinite(it.loss.to_numpy()) & (it.loss.to_numpy() > 0) & np.isfinite(g) & (g > 0)
-    if not ok.any(): raise ValueError(
-        f"{name or 'the record'} has no iteration with a positive loss and a non-zero, finite gradient of "
-        f"{names_at(rec, 'grad', [i])[0]}; " + ("its loss is not known: give it to watch, or record with a Learner" if not np.isfinite(it.loss).any() else
-        f"choose another layer of {', '.join(rec.layers['grad'].layer)}, or plot_lines(rec, ('grad', 'norm'))"))
+    with np.errstate(divide='ignore', invalid='ignore'): w = e[:, i] * np.abs(it.loss.to_numpy()) / g
+    ok   = (np.isfinite(it.loss) & (it.loss > 0)).to_numpy() & np.isfinite(g) & (g > 0)
+    if not ok.any():
+        todo = (f"choose another layer of {', '.join(rec.layers['grad'].layer)}, or plot_lines(rec, ('grad', 'norm'))"
+                if np.isfinite(it.loss).any() else "its loss is not known: give it to watch, or record with a Learner")
+        raise ValueError(f"{name or 'the record'} has no iteration with a positive loss and a non-zero, finite gradient of "
+                         f"{names_at(rec, 'grad', [i])[0]}; {todo}")
     it   = it[ok]
     part = (it.gain / it.loss_constant).to_numpy()
     return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss), g=_calm(g[ok]), w=_calm(w[ok]), part=smoothed(part, SMOOTH))
@@ -94,7 +97,7 @@ def _limits(ax, mids, paths):
         v = np.log10(np.concatenate([m[k] for m in mids.values()]))
         lo, hi = v.min(), v.max()
         gap = max(.1 * (hi - lo), .15)
-        lim = 10 ** (lo - gap * (1 + .8 * (axis == 'y'))), 10 ** (hi + gap)      # below: room for the words at the circles
+        lim = 10 ** (lo - gap * (1 + .8 * (axis == 'y'))), 10 ** (hi + gap)          # below: room for words at circles
         ax.set_xlim(lim[::-1]) if axis == 'x' else ax.set_ylim(lim)
 
 def _pair(mids):
@@ -102,7 +105,7 @@ def _pair(mids):
     low, high = [], []
     for name, m in mids.items():
         n     = np.arange(len(m['iter'])) >= SETTLE
-        blind = np.isnan(m['part']) | (m['part'] < .1)
+        blind = np.isnan(m['part']) | (m['part'] < BLIND)
         done  = m['loss'] < CONVERGED * np.median(m['loss'][:SETTLE])
         low  += [(name, i) for i in np.nonzero(n & (m['E'] < STARVED) & blind)[0]]
         high += [(name, i) for i in np.nonzero(n & (m['E'] >= 1) & done)[0]]
@@ -115,9 +118,6 @@ def _pair(mids):
             if best is None or gap > best[0]: best = gap, a, b, p['E'][a[1]], q['E'][b[1]], p['g'][a[1]]
     return best
 
-def _title(pair, kind, where):
-    return f"The {kind} of {where} against the loss" if pair is None else f"The same small {kind}: starved, or converged"
-
 def _round(v): return f"{float(f'{v:.2g}'):,.15g}"
 
 def _annotate(ax, mids, paths, pair, colors, w):
@@ -125,35 +125,38 @@ def _annotate(ax, mids, paths, pair, colors, w):
     dense = [_dense(m) for m in mids.values()]
     thin  = [np.column_stack([q['loss'], q['g']])[::4] for p in paths.values() if len(p) > 1 for q in p]
     put   = Places(ax, np.concatenate(dense + thin))
-    ring  = [(sx * r, sy * r) for r in (5, 9, 15) for sx, sy in ((1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (1, -1), (0, -1), (-1, -1))]
+    sides = [(1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (1, -1), (0, -1), (-1, -1)]
+    ring  = [(sx * r, sy * r) for r in (5, 9, 15) for sx, sy in sides]
     dots  = {}
     for name, m in mids.items():
         last  = m['iter'][-1]
         want  = [i for i in LABELLED if m['iter'][0] <= i < last - .1 * (last - m['iter'][0])] + [last]
-        dots[name] = [(int(m['iter'][k]), m['loss'][k], m['g'][k]) for k in (int(np.abs(m['iter'] - i).argmin()) for i in want)]
+        near = dict.fromkeys(int(np.abs(m['iter'] - i).argmin()) for i in want)
+        dots[name] = [(int(m['iter'][k]), m['loss'][k], m['g'][k]) for k in near]
         xy = np.array([d[1:] for d in dots[name]])
         ax.plot(*xy.T, 'o', color=colors[name], ms=6, mec='w', mew=.8, zorder=6, gid='dots')
         put.block(xy, 4)
     if pair:
         _, a, b, lo, hi, g = pair
         p, q = [(mids[n]['loss'][i], mids[n]['g'][i]) for n, i in (a, b)]
-        ax.plot(*zip(p, q), color='.25', lw=.9, zorder=3, gid='same')
+        ax.plot([p[0], q[0]], [np.sqrt(p[1] * q[1])] * 2, color='.25', lw=.9, zorder=3, gid='same')
         for (n, i), (x, y) in zip((a, b), (p, q)):
             ax.plot(x, y, 'o', ms=13, mfc='none', mec=colors[n], mew=2, zorder=7, gid='mark')
         put.block([p, q], 8)
         line = np.geomspace(p[0], q[0], 60)
-        for (n, i), at, word, e, off in ((a, p, 'starved', lo, [(10, 12), (10, -12), (10, 20), (10, -20), (-10, -12)]),
-                                         (b, q, 'converged', hi, [(-10, -12), (0, -12), (-10, 12), (-10, -20), (0, 14)])):
+        right, left = [(10, 12), (10, -12), (10, 20), (10, -20), (-10, -12)], [(-10, -12), (0, -12), (-10, 12), (-10, -20), (0, 14)]
+        for (n, _), at, word, e, off in ((a, p, 'starved', lo, right), (b, q, 'converged', hi, left)):
             put.put(f"{word}\nE = {_round(e)}", at, off, color=colors[n], fontsize=11, fontweight='bold', zorder=8,
                     linespacing=1.1, gid=word, bbox=dict(fc='w', ec='none', alpha=.8, pad=1))
-        put.put(f'same |g|, E differs {_round(hi / lo)} times', np.column_stack([line, np.full(60, p[1])])[15:45], [(0, 2), (0, -2)], color='.25',
-                fontsize=8.5, zorder=8, gid='equal')
+        put.put(f'same |g|, E differs {_round(hi / lo)} times', np.column_stack([line, np.full(60, p[1])])[15:45],
+                [(0, 2), (0, -2)], color='.25', fontsize=8.5, zorder=8, gid='equal')
     for name, m in mids.items():
         if name: put.put(name, np.column_stack([m['loss'], m['g']])[::max(1, len(m['iter']) // 60)],
                          [(s * r, t * r) for r in (8, 14, 22) for s, t in ((1, 1), (0, 1), (-1, 1), (1, -1), (0, -1), (1, 0))],
                          color=colors[name], fontsize=11, fontweight='bold', zorder=8, gid='name')
     for name, found in dots.items():
-        for i, x, y in found: put.put(str(i), (x, y), ring, weight=2., color=colors[name], fontsize=8.5, zorder=8, gid='iter')
+        for i, x, y in found:
+            put.put(str(i), (x, y), ring, weight=2., color=colors[name], fontsize=8.5, zorder=8, gid='iter')
     _elasticity_lines(ax, put, w)
 
 def _dense(m, n=8):
@@ -176,5 +179,6 @@ def _elasticity_lines(ax, put, w):
         a, b   = ax.transData.transform([(xs[0], ys[0]), (xs[-1], ys[-1])])
         n      = len(xs)
         order  = sorted(range(n // 12, n - n // 12), key=lambda i: min(abs(i - .88 * n), abs(i - .12 * n)))
-        put.put(f'E = {10. ** d:g}', np.column_stack([xs, ys])[order], [(0, 0)], weight=5., color='.45', fontsize=8, zorder=1.5,
-                rotation=np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0])), gid='E', bbox=dict(fc='w', ec='none', pad=.6))
+        turn   = np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0]))
+        put.put(f'E = {10. ** d:g}', np.column_stack([xs, ys])[order], [(0, 0)], weight=5., color='.45', fontsize=8,
+                zorder=1.5, rotation=turn, gid='E', bbox=dict(fc='w', ec='none', pad=.6))

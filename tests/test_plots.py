@@ -9,11 +9,11 @@ import pandas as pd
 import pytest
 from matplotlib.collections import QuadMesh
 
+import fastgradstats
 from fastgradstats import plots
 from fastgradstats.plots import *
 from fastgradstats.record import Bins, Record
 
-EDGES = np.concatenate([[-3.4e38], -2. ** 16 * np.ones(1)])       # filled below: value order of signed logarithmic bins
 _POS  = np.array([2. ** e * (1 + m / 4) for e in range(-32, 16) for m in range(4)] + [2. ** 16])
 EDGES = np.concatenate([[-3.4e38], -_POS[::-1], _POS, [3.4e38]])
 BINS  = Bins(EDGES, {0: '-inf', 194: 'zero', 388: '+inf', 389: 'nan'})
@@ -28,16 +28,17 @@ def make(n=60, layers=4, every=1, seed=0, epochs=3, loss=None, g=None, units=Tru
     names = [f'{i}.{k}' for i in range(layers) for k in ('weight', 'bias')]
     par   = pd.DataFrame(dict(layer=names, module=[s.split('.')[0] for s in names], type='Conv2d',
                               shape=['8x4x3x3', '8'] * layers, numel=[288, 8] * layers))
-    acts  = pd.DataFrame(dict(layer=[f'{i}.act' for i in range(layers)], module=[f'{i}.act' for i in range(layers)], type='ReLU',
-                              shape='16x8', numel=128))
+    sites = [f'{i}.act' for i in range(layers)]
+    acts  = pd.DataFrame(dict(layer=sites, module=sites, type='ReLU', shape='16x8', numel=128))
     put   = lambda v: np.where(seen[:, None], v, np.nan)
-    base  = .1 * np.exp(rng.normal(0, .3, (n, 2 * layers))) if g is None else np.broadcast_to(np.asarray(g, float)[:, None], (n, 2 * layers))
+    base  = .1 * np.exp(rng.normal(0, .3, (n, 2 * layers)))
+    if g is not None: base = np.broadcast_to(np.asarray(g, float)[:, None], base.shape)
     vals  = {('grad', 'norm'): put(base), ('grad', 'mean'): put(rng.normal(0, 1e-3, (n, 2 * layers))),
              ('weight', 'norm'): put(np.full((n, 2 * layers), 2.)), ('update', 'norm'): put(base * .1),
              ('activation', 'std'): put(np.abs(rng.normal(1, .1, (n, layers)))),
              ('activation', 'frac_zero'): put(rng.uniform(.3, .7, (n, layers)))}
     size  = max(1, n // 3)
-    wins  = pd.DataFrame([(it[a], it[min(a + size, n) - 1]) for a in range(0, n, size)], columns=['first_iter', 'last_iter'])
+    wins  = pd.DataFrame(dict(first_iter=it[::size], last_iter=[it[min(a + size, n) - 1] for a in range(0, n, size)]))
     state = rng.integers(0, 2, (layers, len(wins), 8)).astype(np.int8)
     vals['activation', 'frac_dead'] = state.mean(2).T
     hist  = np.zeros((int(seen.sum()), layers, 390))
@@ -45,8 +46,8 @@ def make(n=60, layers=4, every=1, seed=0, epochs=3, loss=None, g=None, units=Tru
     hist[:, :, 180 + 194 - 60:180 + 194 - 40] = rng.integers(0, 50, (len(hist), layers, 20))
     vals['activation', 'hist'] = hist
     rows  = it[seen]
-    iters = pd.DataFrame(dict(iter=it, fit=0, epoch=np.arange(n) * epochs // n, bs=16, loss=loss, loss_constant=np.where(np.isnan(loss), np.nan, 2.3), lr=.1,
-                              mom=.9, grad_norm=1., clip_factor=1., stepped=True, measured=seen, n_accum=1, elapsed=it * .1))
+    iters = pd.DataFrame(dict(iter=it, fit=over.get('fit', 0), epoch=np.arange(n) * epochs // n, bs=16, loss=loss,
+                              loss_constant=np.where(np.isnan(loss), np.nan, 2.3), lr=.1, mom=.9, grad_norm=1., clip_factor=1., stepped=True, measured=seen, n_accum=1, elapsed=it * .1))
     vals.update(over.get('values', {}))
     return Record(iters, vals, dict(grad=par, weight=par, update=par, activation=acts),
                   {('activation', 'frac_dead'): wins,
@@ -56,7 +57,8 @@ def make(n=60, layers=4, every=1, seed=0, epochs=3, loss=None, g=None, units=Tru
 def starved_and_converged(seed=0, n=300):
     "Two nets: one stays at the first loss with a small gradient before it learns; one learns at once."
     t    = np.arange(n)
-    slow = make(n, loss=2.3 * np.exp(-np.clip(t - 100, 0, None) / 60), g=.005 * np.exp(np.clip(t, 0, 100) / 25) * np.exp(-np.clip(t - 100, 0, None) / 100), seed=seed)
+    late = np.clip(t - 100, 0, None)
+    slow = make(n, loss=2.3 * np.exp(-late / 60), g=.005 * np.exp(np.clip(t, 0, 100) / 25 - late / 100), seed=seed)
     d    = slow.iters.assign(loss_constant=2.3)
     slow = Record(d, {k: slow[k] for k in slow.keys()}, slow.layers, slow.windows, None, None, BINS)
     fast = make(n, loss=2.3 * np.exp(-t / 45), g=.3 * np.exp(-t / 90), seed=seed)
@@ -97,8 +99,7 @@ def test_every_plot_of_every_record(draw, kind):
     assert '[' in ' '.join([ax.get_ylabel(), bars(ax.figure)])                 # a unit
 
 def test_public_names():
-    assert set(plots.__all__) == {'plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
-                                  'plot_small_gradients'}
+    assert plots.__all__ == fastgradstats._home['plots']
 
 # --- heat ------------------------------------------------------------------------------------------------------------
 def test_heat_draws_the_record():
@@ -109,6 +110,11 @@ def test_heat_draws_the_record():
     assert ax.get_ylim()[0] > ax.get_ylim()[1]                                 # first layer on top
     assert 'parameter gradient' in bars(ax.figure) and '[loss per unit of weight]' in bars(ax.figure)
     assert len([l for l in ax.lines if l.get_gid() == 'epoch']) == 2
+
+def test_fits_are_set_apart():
+    ax = plot_heat(make(fit=np.repeat([0, 1], 30), epochs=1))
+    assert [l.get_xdata()[0] for l in ax.lines if l.get_gid() == 'fit'] == [29.5]
+    assert 'new fit' in ax.get_xlabel()
 
 def test_heat_of_some_layers():
     rec = make()
@@ -302,7 +308,7 @@ def test_small_gradients_passed_axes_and_record_left_alone():
 # --- errors ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('call, error, words', [
     (lambda r: plot_heat(r, layers='conv*'),            ValueError, "'conv.*0.weight, 0.bias"),
-    (lambda r: plot_lines(r, layers=99),                IndexError, '-8 to 7'),
+    (lambda r: plot_lines(r, layers=99),                IndexError, '-8 to 7: the layers'),
     (lambda r: plot_lines(r, layers=2.5),               TypeError,  'a name, a glob or an index'),
     (lambda r: plot_heat(r, ('grad', 'l1')),            KeyError,   'recorded there: norm, mean'),
     (lambda r: plot_heat(r, ('grads', 'norm')),         KeyError,   'recorded probes'),
