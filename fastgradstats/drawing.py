@@ -32,11 +32,12 @@ STATS  = dict(norm='L2 norm', std='standard deviation', frac_zero='share of exac
               frac_saturated='share of saturated elements', abs_mean='mean magnitude', abs_median='median magnitude',
               abs_max='largest magnitude', rms='root mean square', elasticity='elasticity E = |g||w|/loss',
               per_loss='L2 norm / |loss|', ratio='update ratio |update|/|weight|', hist='share')
-UNITS  = dict(elasticity='% of loss per % of weight', ratio='ratio', per_loss='per unit of weight', loss='as the loss function',
-              loss_constant='as the loss function', gain='as the loss function', lr='learning rate', elapsed='s', bs='examples', hist='share of elements')
-OF     = dict(grad='loss per unit of weight', grad_used='loss per unit of weight', grad_output='loss per unit of output',
-              activation='as the activation', weight='as the weight', update='as the weight', input='as the input',
-              output='as the output')
+LOSS, PER_WEIGHT = 'as the loss function', 'loss per unit of weight'
+UNITS  = dict(elasticity='% of loss per % of weight', ratio='ratio', per_loss='per unit of weight', loss=LOSS,
+              loss_constant=LOSS, gain=LOSS, lr='learning rate', elapsed='s', bs='examples', hist='share of elements')
+OF     = dict(grad=PER_WEIGHT, grad_used=PER_WEIGHT, grad_output='loss per unit of output',
+              activation='as the activation', weight='as the weight', update='as the weight',
+              input='as the input', output='as the output')
 
 
 # --- what was asked for -----------------------------------------------------------------------------------------------
@@ -119,8 +120,8 @@ def nonfinite_at(rec, key, v):
     return bad
 
 def columns(rec, key, v, bad):
-    """Cells of a heat map: edges (column + 1,), values and non-finite flags (column, layer), rows a column. A cell reaches
-    to the next measured iteration; a gap of more than three usual ones is shown as not measured."""
+    """Cells of a heat map: edges (column + 1,), values and non-finite flags (column, layer), rows a column. A cell
+    reaches to the next measured iteration; a gap of more than three usual ones is shown as not measured."""
     it = rec.iters
     if key in rec.windows:
         w = rec.windows[key]
@@ -130,7 +131,8 @@ def columns(rec, key, v, bad):
         if not keep.any(): keep[:] = True
         start = it.iter.to_numpy(float)[keep]
         v, bad, stop = v[keep], bad[keep], start + 1
-    if not len(start): start, stop, v, bad = np.zeros(1), np.ones(1), np.full((1, v.shape[1]), np.nan), bad[:0].any(0)[None]
+    if not len(start):
+        start, stop, v, bad = np.zeros(1), np.ones(1), np.full((1, v.shape[1]), np.nan), np.zeros((1, v.shape[1]), bool)
     usual = np.median(np.diff(start)) if len(start) > 1 else 1
     group = -(-len(start) // COLUMNS)
     if group > 1:
@@ -177,7 +179,8 @@ def subject(rec, probe, idx=None):
     names = names_at(rec, probe, pick_layers(rec, probe) if idx is None else idx)
     kind  = ('weight' if names and all(n.endswith('weight') for n in names) else
              'bias'   if names and all(n.endswith('bias') for n in names)   else 'parameter')
-    return dict(grad=f'{kind} gradient', grad_used=f'{kind} gradient as used', weight=kind, update=f'{kind} update')[probe]
+    after = dict(grad=' gradient', grad_used=' gradient as used', weight='', update=' update')
+    return kind + after[probe]
 
 def label(rec, key, idx=None):
     "What is drawn, and its unit."
@@ -244,7 +247,7 @@ def layer_ticks(ax, names, axis='y', size=None):
     ax.tick_params(axis=axis, length=2)
 
 def mark_epochs(ax, rec, color='.35', most=12):
-    "Thin vertical lines where an epoch begins (every second, fifth ... where there are many), a stronger one at a new fit."
+    "Thin vertical lines where an epoch begins (not every one where there are many), stronger ones at a new fit."
     it = rec.iters
     if len(it) < 2: return
     new_fit = it.fit.diff().fillna(0).to_numpy() != 0
@@ -281,7 +284,7 @@ def draw_heat(ax, rec, key, idx, *, log=None, bar=True, name=True):
     ax.set_ylim(len(idx) - .5, -.5)
     ax.set_xlim(edges[0], edges[-1])
     layer_ticks(ax, names_at(rec, key[0], idx))
-    mark_epochs(ax, rec, color='w')
+    mark_epochs(ax, rec, color='w' if cmap is HEAT else '.3')
     for side in ax.spines.values(): side.set_visible(False)
     known = np.isfinite(cells).any()
     if not known: ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', va='center', color='.4')
@@ -309,7 +312,7 @@ class Places:
         self.renderer = ax.figure.canvas.get_renderer()
 
     def put(self, text, at, offsets, weight=1., **kw):
-        "Write `text` beside one of the data points `at` (n, 2), moved by one of `offsets` (points); None if none is free."
+        "Write `text` beside a data point of `at` (n, 2), moved by one of `offsets` (points); None if none is free."
         frame = self.ax.get_window_extent()
         size  = self.ax.text(0, 0, text, transform=None, **kw)
         box   = size.get_window_extent(self.renderer)

@@ -7,14 +7,17 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import PercentFormatter
 
 from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, as_key, check_record, draw_heat, fit,
-                      iter_axis, label, layer_ticks, mark_epochs, names_at, nanmedian, new_ax, num, one_layer, pick_layers,
-                      read, read_iters, say, smoothed, subject, tidy, unit, wants_log, weight_layers)
+                      iter_axis, label, layer_ticks, mark_epochs, names_at, nanmedian, new_ax, num, one_layer,
+                      pick_layers, read, read_iters, say, smoothed, subject, tidy, unit, wants_log, weight_layers)
 from .smallgrads import plot_small_gradients
 
 __all__ = ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
            'plot_small_gradients']
 
-LEAKY = "Dead: the unit's output never varied over the window. A leaky unit is never dead in this sense, by construction."
+LEAKY  = ("Dead: the unit's output never varied over the window. "
+          "A leaky unit is never dead in this sense, by construction.")
+ASIDE  = dict(frameon=False, fontsize=8, title_fontsize=8, loc='upper left', bbox_to_anchor=(1.005, 1), borderaxespad=0)
+REMARK = dict(loc='right', fontsize=8, color='.4')
 
 
 def plot_heat(
@@ -77,8 +80,7 @@ def _x(rec, key):
 def _name_lines(ax, names):
     "A legend for a few layers, a colour bar in network order for many."
     if len(names) <= 14:
-        ax.legend(loc='upper left', bbox_to_anchor=(1.005, 1), frameon=False, fontsize=8, title='layer', title_fontsize=8,
-                  borderaxespad=0)
+        ax.legend(title='layer', **ASIDE)
         return
     order = plt.cm.ScalarMappable(Normalize(0, len(names) - 1), DEPTH)
     cb    = ax.figure.colorbar(order, ax=ax, pad=.01, fraction=.04, aspect=30)
@@ -91,7 +93,7 @@ def _name_lines(ax, names):
 def _finish_lines(ax, rec, key, idx, smooth, v):
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
     if not np.isfinite(v).any(): _nothing(ax)
-    if smooth and smooth > 1: ax.set_title(f'rolling median of {smooth} iterations', loc='right', fontsize=8, color='.4')
+    if smooth and smooth > 1: ax.set_title(f'rolling median of {smooth} iterations', **REMARK)
     mark_epochs(ax, rec)
     iter_axis(ax, rec)
     tidy(ax)
@@ -114,7 +116,8 @@ def _lines_of_many(recs, key, layers, smooth, log, ax):
             keep = ~np.isnan(y)
             got.append((x[keep], smoothed(y[keep], smooth)))
         many = len(got) > 1
-        for x, y in got: ax.plot(x, y, color=c, lw=.7 if many else 1.8, alpha=.4 if many else 1, label=None if many else name)
+        look = dict(lw=.7, alpha=.4) if many else dict(lw=1.8, label=name)
+        for x, y in got: ax.plot(x, y, color=c, **look)
         if many: ax.plot(*_median_line(got), color=c, lw=2.2, label=f'{name} (median of {len(got)})')
         everything += [y for _, y in got]
     v = np.concatenate(everything)
@@ -169,8 +172,9 @@ def plot_color_dim(
     cb.outline.set_visible(False)
     if (bad > 0).any():
         mid = wins.first_iter.to_numpy(float)[bad > 0]
-        ax.plot(mid, np.full(len(mid), 1.), 'v', transform=ax.get_xaxis_transform(), color=NONFINITE, ms=6, clip_on=False,
-                gid='nonfinite', label=f'NaN or infinite: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements')
+        text = f'NaN or infinite: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements'
+        ax.plot(mid, np.full(len(mid), 1.), 'v', transform=ax.get_xaxis_transform(), color=NONFINITE, ms=6,
+                clip_on=False, gid='nonfinite', label=text)
         ax.legend(loc='lower right', bbox_to_anchor=(1, 1.01), frameon=False, fontsize=8, borderaxespad=0)
     mark_epochs(ax, rec, color='w')
     iter_axis(ax, rec)
@@ -191,22 +195,22 @@ def _linear_rows(share, edges, linear, n=40):
     e[0], e[-1] = 2 * e[1], 2 * e[-2]
     both = np.minimum(e[1:, None], y[None, 1:]) - np.maximum(e[:-1, None], y[None, :-1])      # (log bin, linear bin)
     over = np.clip(both, 0, None) / np.diff(e)[:, None]
-    z    = np.zeros(n)                                               # zeros belong to one bin, not to both sides of an edge
+    z    = np.zeros(n)                                               # zeros belong to one bin
     if linear[0] <= 0 <= linear[1]: z[min(np.searchsorted(y, 0., side='right') - 1, n - 1)] = 1
     over[193] = z
     return y, share[:, 1:388] @ over, None
 
 def _log_rows(share, edges, decades=4):
-    """Rows of a symmetric logarithmic picture: bins within 10^-`decades` of the largest magnitude one by one, as the share
-    per quarter octave (bins are not equally wide); all smaller ones of a sign in one row; exact zeros in one thick row.
-    Returns row edges, cells (window, row), ticks."""
+    """Rows of a symmetric logarithmic picture: bins within 10^-`decades` of the largest magnitude one by one, as
+    the share per quarter octave (bins are not equally wide); all smaller ones of a sign in one row; exact zeros in one
+    thick row. Returns row edges, cells (window, row), ticks."""
     e     = np.asarray(edges, float)
     some  = np.nonzero(np.nan_to_num(share).max(0, initial=0.) > 1e-5)[0]
-    up    = max([i - 194 for i in some if 194 < i < 388], default=0)      # outermost bin of each sign, counted from zero
+    up    = max([i - 194 for i in some if 194 < i < 388], default=0)   # outermost bin of a sign, counted from 0
     down  = max([194 - i for i in some if 0 < i < 194], default=0)
     reach = max(up, down) or 20
     inner = max(1, reach - round(decades * np.log2(10) * 4))              # bins nearer to zero than this are one row
-    high  = lambda k: 4 * np.log2(e[194 + k] / e[193 + k]) if k < 193 else 1.   # height of the k-th bin, in quarter octaves
+    high  = lambda k: 4 * np.log2(e[194 + k] / e[193 + k]) if k < 193 else 1.   # height of a bin, in quarter octaves
     thick = .05 * (4 * np.log2(10) * decades) * (1 + (min(up, down) > 0))
     parts = [([194], thick, 1.)]
     for last, sign in ((up, 1), (down, -1)):
@@ -251,13 +255,15 @@ def plot_dead_chart(
         heads = ['units', 'born dead', 'died', 'revived'] + ['non-finite'] * ('non-finite' in count)
         for j, h in enumerate(heads):
             x = 1.035 + .062 * j
-            ax.text(x, 1.015, h.replace(' ', '\n'), transform=ax.transAxes, ha='center', va='bottom', fontsize=8, color='.3')
+            ax.text(x, 1.015, h.replace(' ', '\n'), transform=ax.transAxes, ha='center', va='bottom', fontsize=8,
+                    color='.3')
             for i, n in enumerate(names):
                 if n not in count.index: continue
                 k = int(count.loc[n].sum() if h == 'units' else count.loc[n].get(h, 0))
-                look = dict(color='.3') if h == 'units' else dict(color=NONFINITE, fontweight='bold') if k else dict(color='.7')
-                ax.text(x, i, str(k), transform=ax.get_yaxis_transform(), ha='center', va='center', fontsize=size, gid=h,
-                        **look)
+                look = dict(color='.3' if h == 'units' else '.7')
+                if k and h != 'units': look = dict(color=NONFINITE, fontweight='bold')
+                ax.text(x, i, str(k), transform=ax.get_yaxis_transform(), ha='center', va='center', fontsize=size,
+                        gid=h, **look)
         ax.text(1.035 + .031 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center',
                 va='top', fontsize=7.5, color='.3')
     cb = ax.figure.colorbar(mesh, ax=ax, pad=.02, fraction=.04, aspect=20)
@@ -275,7 +281,7 @@ def plot_dead_chart(
 def plot_grad_flow(
     rec,                          # Record
     *,
-    iters=None,                   # iterations at which ten measured ones begin; by default the first, some middle, the last
+    iters=None,                   # where ten measured iterations begin; by default the first, some middle, the last
     stat='norm',                  # statistic of `probe`
     probe='grad',                 # where
     ax=None,
@@ -313,10 +319,8 @@ def plot_grad_flow(
     ax.set_xlabel('layer, input to output')
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
     ax.grid(axis='y', color='.9', lw=.6)
-    if drawn: ax.legend(title='iterations', frameon=False, fontsize=8, title_fontsize=8, loc='upper left',
-                        bbox_to_anchor=(1.005, 1), borderaxespad=0)
-    ax.set_title('median over ten measured iterations' + '; ▼ exactly 0' * bool((flat == 0).any()), loc='right', fontsize=8,
-                 color='.4')
+    if drawn: ax.legend(title='iterations', **ASIDE)
+    ax.set_title('median over ten measured iterations' + '; ▼ exactly 0' * bool((flat == 0).any()), **REMARK)
     tidy(ax)
     return ax
 
@@ -337,7 +341,8 @@ def plot_overview(
     found  = [next((k for k in keys if k in rec), None) for _, keys in panels]
     rows   = [weight_layers(rec, k[0]) if k else [] for k in found]
     tall   = [1.7] + [np.clip(.13 * len(r) + .7, 1., 2.6) if k else .5 for r, k in zip(rows, found)]
-    fig, axs = plt.subplots(len(tall), 1, sharex=True, figsize=(11, sum(tall) + 1.2), layout='constrained', height_ratios=tall)
+    fig, axs = plt.subplots(len(tall), 1, sharex=True, figsize=(11, sum(tall) + 1.2), layout='constrained',
+                            height_ratios=tall)
     _loss_panel(axs[0], rec)
     for ax, (name, keys), key, idx in zip(axs[1:], panels, found, rows):
         if key is None:
@@ -358,7 +363,8 @@ def _loss_panel(ax, rec):
     if not np.isfinite(it.loss).any(): say(ax, 'the loss is not known'); return
     ax.plot(it.iter, it.loss, color=PALETTE[0], lw=1.2, label='loss')
     if np.isfinite(it.loss_constant).any():
-        ax.plot(it.iter, it.loss_constant, color=PALETTE[1], lw=1.2, ls='--', label='loss of a constant answer (batch-mean output)')
+        ax.plot(it.iter, it.loss_constant, color=PALETTE[1], lw=1.2, ls='--',
+                label='loss of a constant answer (batch-mean output)')
     if wants_log(it.loss.to_numpy(), None): ax.set_yscale('log')
     ax.set_ylabel(label(rec, 'loss').replace(' [', '\n['), fontsize=7.5)
     ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
@@ -377,14 +383,15 @@ def _facts(rec):
     if ('grad', 'elasticity') in rec:
         idx = weight_layers(rec, 'grad')
         e   = nanmedian(rec['grad', 'elasticity'][-20:, idx].astype(float)) if len(it) else np.full(len(idx), np.nan)
-        if np.isfinite(e).any():
-            k = int(np.nanargmin(np.where(np.isfinite(e), e, np.nan)))
-            out.append(f"lowest elasticity of the last 20 iterations {num(e[k])} ({names_at(rec, 'grad', [idx[k]])[0]})")
+        if not np.isnan(e).all():
+            k = int(np.nanargmin(e))
+            where = names_at(rec, 'grad', [idx[k]])[0]
+            out.append(f"lowest elasticity of the last 20 iterations {num(e[k])} ({where})")
     units = rec.units
     if len(units):
         last = units[units.window == units.groupby('layer').window.transform('max')]
         dead = last[last.state.isin(['born dead', 'died'])]
-        out.append(f"{len(dead)} of {len(last)} units dead" + (f" in {dead.layer.nunique()} layers" if len(dead) else ''))
+        out.append(f"{len(dead)} of {len(last)} units dead" + f" in {dead.layer.nunique()} layers" * bool(len(dead)))
     elif ('activation', 'frac_dead') in rec and len(rec['activation', 'frac_dead']):
         d = rec['activation', 'frac_dead'][-1]
         if np.isfinite(d).any(): out.append(f"at most {np.nanmax(d):.0%} of a layer's units dead")

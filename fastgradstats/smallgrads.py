@@ -5,15 +5,16 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import FuncFormatter
 
-from .drawing import NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, subject, tidy, unit
+from .drawing import (NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, subject,
+                      tidy, unit)
 
 SMOOTH    = 9                     # iterations of the rolling median
 ROUND     = 5                     # iterations of the geometric mean after it
 LABELLED  = (0, 10, 50, 100, 200)
-STARVED   = .08                   # elasticity: of 343 windows of 21 nets the starved had at most .062, the live at least .106
+STARVED   = .08                   # elasticity: in 343 windows of 21 nets, starved at most .062, live at least .106
 CONVERGED = .1                    # share of the first loss below which a net has converged
 SETTLE    = 5                     # first iterations, in which elasticity alone misleads
-BLIND     = .1                    # share of the constant answer's loss that a net has gained, below which it may be starved
+BLIND     = .1                    # gain as a share of the constant answer's loss, below which a net may be starved
 EQUAL     = 1.02                  # two gradients are equal within this factor
 
 
@@ -24,8 +25,8 @@ def plot_small_gradients(
     mark=True,                    # mark two points of equal gradient, one starved, one converged, where there are such
     ax=None,
 ):                                # the Axes
-    """|g| of one layer's weights against the loss, which falls to the right: a path a net, dotted lines of equal elasticity.
-    At the same height, on the left a gradient is small because nothing gets through, on the right because the loss is."""
+    """|g| of one layer's weights against the loss, which falls to the right: a path a net, dotted: equal elasticity. At
+    the same height, on the left a gradient is small because nothing gets through, on the right because the loss is."""
     groups = as_groups(recs, 'plot_small_gradients')
     paths  = {name: [_path(r, layer, name) for r in seeds] for name, seeds in groups.items()}
     mids   = {name: _middle(p) for name, p in paths.items()}
@@ -53,8 +54,9 @@ def plot_small_gradients(
              + (f"; thin: a seed, bold: the median of {seeds}." if seeds > 1 else '.') + " Dots: iterations.")
     note  = fit(ax, note, 7.5, 'x', 1.08)
     ax.text(0, 1.012, note, transform=ax.transAxes, fontsize=7.5, color='.35', va='bottom', gid='note')
-    title = f"The {kind} of {where} against the loss" if pair is None else f"The same small {kind}: starved, or converged"
-    ax.set_title(fit(ax, title, 12, 'x'), loc='left', fontsize=12, fontweight='bold', pad=10 + 10.5 * (note.count('\n') + 1))
+    title = f"The same small {kind}: starved, or converged" if pair else f"The {kind} of {where} against the loss"
+    ax.set_title(fit(ax, title, 12, 'x'), loc='left', fontsize=12, fontweight='bold',
+                 pad=10 + 10.5 * (note.count('\n') + 1))
     _annotate(ax, mids, paths, pair, colors, w)
     return ax
 
@@ -69,11 +71,12 @@ def _path(rec, layer, name):
     if not ok.any():
         todo = (f"choose another layer of {', '.join(rec.layers['grad'].layer)}, or plot_lines(rec, ('grad', 'norm'))"
                 if np.isfinite(it.loss).any() else "its loss is not known: give it to watch, or record with a Learner")
-        raise ValueError(f"{name or 'the record'} has no iteration with a positive loss and a non-zero, finite gradient of "
-                         f"{names_at(rec, 'grad', [i])[0]}; {todo}")
+        raise ValueError(f"{name or 'the record'} has no iteration with a positive loss and a non-zero, finite "
+                         f"gradient of {names_at(rec, 'grad', [i])[0]}; {todo}")
     it   = it[ok]
     part = (it.gain / it.loss_constant).to_numpy()
-    return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss), g=_calm(g[ok]), w=_calm(w[ok]), part=smoothed(part, SMOOTH))
+    return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss), g=_calm(g[ok]), w=_calm(w[ok]),
+                part=smoothed(part, SMOOTH))
 
 def _calm(y):
     "Rolling median, then a short rolling geometric mean against the stairs it leaves."
@@ -144,7 +147,8 @@ def _annotate(ax, mids, paths, pair, colors, w):
             ax.plot(x, y, 'o', ms=13, mfc='none', mec=colors[n], mew=2, zorder=7, gid='mark')
         put.block([p, q], 8)
         line = np.geomspace(p[0], q[0], 60)
-        right, left = [(10, 12), (10, -12), (10, 20), (10, -20), (-10, -12)], [(-10, -12), (0, -12), (-10, 12), (-10, -20), (0, 14)]
+        right = [(10, 12), (10, -12), (10, 20), (10, -20), (-10, -12)]
+        left  = [(-10, -12), (0, -12), (-10, 12), (-10, -20), (0, 14)]
         for (n, _), at, word, e, off in ((a, p, 'starved', lo, right), (b, q, 'converged', hi, left)):
             put.put(f"{word}\nE = {_round(e)}", at, off, color=colors[n], fontsize=11, fontweight='bold', zorder=8,
                     linespacing=1.1, gid=word, bbox=dict(fc='w', ec='none', alpha=.8, pad=1))
@@ -152,7 +156,7 @@ def _annotate(ax, mids, paths, pair, colors, w):
                 [(0, 2), (0, -2)], color='.25', fontsize=8.5, zorder=8, gid='equal')
     for name, m in mids.items():
         if name: put.put(name, np.column_stack([m['loss'], m['g']])[::max(1, len(m['iter']) // 60)],
-                         [(s * r, t * r) for r in (8, 14, 22) for s, t in ((1, 1), (0, 1), (-1, 1), (1, -1), (0, -1), (1, 0))],
+                         [(s * r, t * r) for r in (8, 14, 22) for s, t in [(1, 1), (0, 1), (-1, 1), *sides]],
                          color=colors[name], fontsize=11, fontweight='bold', zorder=8, gid='name')
     for name, found in dots.items():
         for i, x, y in found:

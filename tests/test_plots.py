@@ -47,7 +47,8 @@ def make(n=60, layers=4, every=1, seed=0, epochs=3, loss=None, g=None, units=Tru
     vals['activation', 'hist'] = hist
     rows  = it[seen]
     iters = pd.DataFrame(dict(iter=it, fit=over.get('fit', 0), epoch=np.arange(n) * epochs // n, bs=16, loss=loss,
-                              loss_constant=np.where(np.isnan(loss), np.nan, 2.3), lr=.1, mom=.9, grad_norm=1., clip_factor=1., stepped=True, measured=seen, n_accum=1, elapsed=it * .1))
+                              loss_constant=np.where(np.isnan(loss), np.nan, 2.3), lr=.1, mom=.9, grad_norm=1.,
+                              clip_factor=1., stepped=True, measured=seen, n_accum=1, elapsed=it * .1))
     vals.update(over.get('values', {}))
     return Record(iters, vals, dict(grad=par, weight=par, update=par, activation=acts),
                   {('activation', 'frac_dead'): wins,
@@ -71,7 +72,8 @@ DRAW = dict(heat=plot_heat, heat_mean=lambda r, ax: plot_heat(r, ('grad', 'mean'
             heat_window=lambda r, ax: plot_heat(r, ('activation', 'frac_dead'), ax=ax),
             elasticity=lambda r, ax: plot_heat(r, ('grad', 'elasticity'), ax=ax),
             loss=lambda r, ax: plot_lines(r, 'loss', ax=ax), color_dim=plot_color_dim,
-            linear=lambda r, ax: plot_color_dim(r, 0, linear=(-1, 10), ax=ax), dead=plot_dead_chart, flow=plot_grad_flow)
+            linear=lambda r, ax: plot_color_dim(r, 0, linear=(-1, 10), ax=ax), dead=plot_dead_chart,
+            flow=plot_grad_flow)
 
 @pytest.fixture(autouse=True)
 def close():
@@ -79,8 +81,9 @@ def close():
     plt.close('all')
 
 def meshes(ax): return [c for c in ax.collections if isinstance(c, QuadMesh)]
-def texts(ax):  return ' '.join([ax.get_xlabel(), ax.get_ylabel(), *[ax.get_title(loc=s) for s in ('left', 'center', 'right')],
-                                 *[t.get_text() for t in ax.texts]])
+def texts(ax):
+    titles = [ax.get_title(loc=s) for s in ('left', 'center', 'right')]
+    return ' '.join([ax.get_xlabel(), ax.get_ylabel(), *titles, *[t.get_text() for t in ax.texts]])
 def bars(fig):  return ' '.join(a.get_ylabel() for a in fig.axes).replace('\n', ' ')
 def same(a, b): np.testing.assert_allclose(np.ma.filled(a, np.nan), b, rtol=1e-6)
 
@@ -189,7 +192,8 @@ def test_lines_of_several_records():
     recs = {'a': [make(seed=1), make(seed=2), make(seed=3)], 'b': make(seed=4)}
     ax   = plot_lines(recs, ('grad', 'norm'))
     bold = [l for l in ax.lines if l.get_label().startswith('a (median')][0]
-    np.testing.assert_allclose(bold.get_ydata(), np.median([r['grad', 'norm'][:, 2] for r in recs['a']], axis=0), rtol=1e-6)
+    want = np.median([r['grad', 'norm'][:, 2] for r in recs['a']], axis=0)
+    np.testing.assert_allclose(bold.get_ydata(), want, rtol=1e-6)
     assert '1.weight' in texts(ax) and 'weight gradient' in ax.get_ylabel()
     assert plot_lines(recs, 'loss')
     with pytest.raises(ValueError, match='one can be drawn'): plot_lines(recs, ('grad', 'norm'), layers='*weight')
@@ -205,7 +209,8 @@ def test_color_dim_draws_the_shares():
     y    = meshes(ax)[0].get_coordinates()[:, 0, 1]
     assert y[zero[0]] == pytest.approx(-y[zero[0] + 1])                        # zero is at zero
     tall = np.diff(y)[zero[0] + 2:]                                            # the rest: shares per quarter octave
-    np.testing.assert_allclose((np.where(c < 1e-9, 0, c)[zero[0] + 2:] * tall[:, None]).sum(0), h[:, 195:].sum(1) / h.sum(1), rtol=1e-5)
+    got  = (np.where(c < 1e-9, 0, c)[zero[0] + 2:] * tall[:, None]).sum(0)
+    np.testing.assert_allclose(got, h[:, 195:].sum(1) / h.sum(1), rtol=1e-5)
     assert '1.act' in texts(ax) and 'share' in bars(ax.figure)
 
 def test_color_dim_linear_keeps_the_counts():
@@ -239,7 +244,8 @@ def test_grad_flow():
     ax  = plot_grad_flow(rec, iters=[0, 30])
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ['0 to 9', '30 to 39']
     np.testing.assert_allclose(ax.lines[1].get_ydata(), np.median(rec['grad', 'norm'][30:40, ::2], axis=0), rtol=1e-6)
-    assert [t.get_text() for t in ax.get_xticklabels()] == [f'{i}.weight' for i in range(4)] and ax.get_yscale() == 'log'
+    assert [t.get_text() for t in ax.get_xticklabels()] == [f'{i}.weight' for i in range(4)]
+    assert ax.get_yscale() == 'log'
     with pytest.raises(ValueError, match='0 to 59'): plot_grad_flow(rec, iters=[99])
 
 # --- overview --------------------------------------------------------------------------------------------------------
@@ -282,7 +288,8 @@ def test_small_gradients_text_is_inside_and_apart():
     ax.figure.canvas.draw()
     frame = ax.get_window_extent()
     boxes = [t.get_window_extent() for t in ax.texts if t.get_gid() not in ('note', 'E')]
-    assert all(frame.x0 - 1 <= b.x0 and b.x1 <= frame.x1 + 1 and frame.y0 - 1 <= b.y0 and b.y1 <= frame.y1 + 1 for b in boxes)
+    assert all(frame.x0 - 1 <= b.x0 and b.x1 <= frame.x1 + 1 for b in boxes)
+    assert all(frame.y0 - 1 <= b.y0 and b.y1 <= frame.y1 + 1 for b in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
     assert len(shown(ax, 'E')) >= 2 and len(shown(ax, 'name')) == 2
 
