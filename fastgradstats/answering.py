@@ -15,8 +15,15 @@ ORDER    = ['yes', 'mostly yes', 'undecided', 'mostly no', 'no']
 def answer(c):
     "One paragraph on a Comparison."
     if len(c.runs) < 2: return f"Only {next(iter(c.runs))} was recorded: there is nothing to compare it with."
-    return ' '.join(p for p in (_who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c), _sick(c)) if p)
+    return ' '.join(p for p in (_lead(c), _who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c), _sick(c)) if p)
 
+
+def _lead(c):
+    worse, better = c.order
+    return {(True, True):   "Not by themselves: both kinds of small gradient are seen here.",
+            (False, True):  "Here they come with convergence only.",
+            (True, False):  "Not here: only starved gradients are seen.",
+            (False, False): "These runs do not tell."}[c.state(worse, 'first') == 'starved', c.state(better, 'last') == 'converged']
 
 def _who(c):
     worse, better = c.order
@@ -79,7 +86,7 @@ def _per_loss(c):
     was, now = SMALLER.get(c.cells('last', 'norm').says), SMALLER.get(k.says)
     if   now is None: order = 'is undecided'
     elif was is None: order = 'is clear'
-    else:             order = 'stays' if was == now else 'is reversed'
+    else:             order = 'stays' if was == now else 'is mostly reversed' if 'mostly' in k.says else 'is reversed'
     return f"Per unit of loss the order {order}: norm / loss, averaged over the fit, is {spread(k.ratio)} times the other's, {pairs(k)}."
 
 def _same_size(c):
@@ -103,8 +110,8 @@ def _meaning(c):
                          f"gain {num(c.middle(n, p, 'iters', 'gain'))}")
     begin, end = f"{worse} begins {a} ({show(worse, 'first')})", f"{better} ends {b} ({show(better, 'last')})"
     if a == 'starved' and b == 'converged':
-        return (f"So a small gradient alone is no sign of good training. What separates the two kinds is elasticity and gain: {begin}, "
-                f"its gradients small before anything is learned; {end}, its gradients small because its loss is.")
+        return (f"What separates the two kinds is elasticity and gain: {begin}, its gradients small before anything is learned; {end}, "
+                f"its gradients small because its loss is.")
     if b == 'converged': return f"Small gradients are the mark of a converged net here: {end}. Starvation is not seen: {begin}."
     if a == 'starved':   return f"Small gradients are no sign of good training here: {begin}. Convergence is not seen: {end}."
     return f"Neither starvation nor convergence is seen, so the question stays open: {begin}, {end}."

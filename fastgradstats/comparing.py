@@ -17,7 +17,7 @@ import pandas as pd
 from .answering import acc, answer, cell, num, pct
 from .reading import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments, phase_values,
                       weights, window_spans)
-from .record import Record
+from .record import RESERVED, Record
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
 COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette, as all plots
@@ -239,17 +239,17 @@ class Comparison:
         iters  = {p: self.span(p) for p in ('first', 'last')}
         rows   = [(f"|g| of {layer}",                             'grad', 'norm', layer, num, iters),
                   ("loss",                                        'iters', 'loss', '', num, iters),
-                  ("gain: loss saved by looking at the input",    'iters', 'gain', '', num, iters),
-                  ("elasticity, median of the weights",           'grad', 'elasticity', MEDIAN, num, iters),
-                  (f"exact zeros in the gradient of {deep}",      'grad', 'frac_zero', deep, pct, iters),
-                  ("exact zeros in the activations, median layer", 'activation', 'frac_zero', MEDIAN, pct, iters),
-                  ("dead units, of all, over a window",           'activation', 'frac_dead', ALL_UNITS, pct, self._ends(window_spans)),
-                  ("validation accuracy after an epoch",          'epochs', 'accuracy', '', acc, self._ends(epoch_names))]
+                  ("gain: loss saved by looking at the input", 'iters', 'gain', '', num, iters),
+                  ("elasticity, median of the weights", 'grad', 'elasticity', MEDIAN, num, iters),
+                  (f"exact zeros in the {deep} gradient", 'grad', 'frac_zero', deep, pct, iters),
+                  ("zero activations, median of the layers", 'activation', 'frac_zero', MEDIAN, pct, iters),
+                  ("dead units, of all, over a window", 'activation', 'frac_dead', ALL_UNITS, pct, self._ends(window_spans)),
+                  ("validation accuracy after an epoch", 'epochs', 'accuracy', '', acc, self._ends(epoch_names))]
         out = []
         for title, probe, stat, at, fmt, when in rows:
             have = {n: {p: self.value(n, p, probe, stat, at) for p in ('first', 'last')} for n in self.runs}
             if not any(np.isfinite(v).any() for d in have.values() for v in d.values()): continue
-            for i, phase in enumerate(('first', 'last')):
+            for i, phase in enumerate(('first', 'last') if when['first'] != when['last'] else ('last',)):
                 out.append((title if i == 0 else '', when[phase], {n: cell(d[phase], fmt) for n, d in have.items()}))
         return out
 
@@ -276,7 +276,7 @@ class Comparison:
         deep_act = self._deep_activation()
         panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
                   ("validation accuracy", accuracy_line, 'linear', None),
-                  (f"|g| of {self.layer}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
+                  (f"|g|, L2 norm, of {self.layer}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
                   ("elasticity |g| |w| / loss, median of the weights", lambda r: line(r, 'grad', 'elasticity', None), 'log',
                    (STARVED_E, 'starved below')),
                   (f"update ratio |update| / |weight|, {self.layer}", lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
@@ -287,12 +287,16 @@ class Comparison:
         colors   = dict(zip(self.runs, COLORS * len(self.runs)))
         for ax, (title, read, scale, mark) in zip(axs.flat, panels): self._panel(ax, title, read, scale, mark, colors)
         for ax in axs[1]: ax.set_xlabel('iteration')
+        rec = next(iter(self.runs.values()))[0]
+        for phase in ('first', 'last'):                   # the iterations of the table
+            n = count(rec)[self._phases(rec)[phase]]
+            for ax in axs.flat: ax.axvspan(n[0] - .5, n[-1] + .5, color='.92', lw=0, zorder=0)
         handles = [plt.Line2D([], [], color=c, lw=2.4) for c in colors.values()]
         seeds   = max(len(r) for r in self.runs.values())
         fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()], ncols=len(colors),
                    loc='outside upper left', frameon=False, fontsize=11)
-        note = 'every line a seed' + (', the bold one their median, smoothed over 9 iterations' if seeds > 1 else
-                                      ', the bold one smoothed over 9 iterations')
+        note = 'thin: a seed; bold: their median, smoothed over 9 iterations' if seeds > 1 else 'bold: smoothed over 9 iterations'
+        note = f"{note}; grey: the first and last iterations, compared in the table"
         fig.text(.995, .99, note, ha='right', va='top', fontsize=9, color='.35')
         return fig
 
@@ -324,7 +328,7 @@ class Comparison:
             from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
             plain = LogFormatterSciNotation()
             plain.set_axis(ax.yaxis)
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, i: '0' if np.isclose(v, floor) else '' if v < floor * 5 else plain(v, i)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else plain(v, i)))
             ax.axhline(floor, color='.8', lw=.8, zorder=0)
         if scale == 'share':
             ax.set_ylim(-.02, 1.02)
@@ -347,11 +351,13 @@ class Comparison:
         parts = []
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):
-                if not any(rec[k].ndim == 2 for k in rec.keys()): continue
-                f    = rec.frame()
-                keep = [c for c in f if c in ('iter', 'epoch', 'loss', 'gain', 'probe', 'layer')]
-                rest = [s for s in dict.fromkeys(s for _, s in rec.keys()) if s in f]
-                parts.append(f[keep + rest].assign(model=name, seed=seed, _window=f.get('frac_dead', pd.Series(np.nan, f.index)).notna()))
+                keys  = [k for k in rec.keys() if rec[k].ndim == 2 and k[1] not in RESERVED]
+                if not keys: continue
+                f     = rec.frame(*keys)
+                stats = list(dict.fromkeys(s for _, s in keys))
+                whole = [s for p, s in keys if (p, s) in rec.windows]
+                parts.append(f[['iter', 'epoch', 'loss', 'gain', 'probe', 'layer', *stats]].assign(
+                    model=name, seed=seed, _window=f[whole].notna().any(axis=1)))
         out   = pd.concat(parts, ignore_index=True)
         every = -(-len(out) // most)
         if every > 1: out = out[(out.iter % every == 0) | out._window]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from pathlib import Path
+from textwrap import wrap
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -17,7 +18,6 @@ from fastai.learner import Learner
 from fastai.metrics import accuracy
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
-from rich.box import SIMPLE
 from rich.console import Console
 from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn
@@ -228,15 +228,18 @@ def say(console, text): console.print(Padding(text, (0, 0, 1, 0)), width=min(con
 def print_table(result, console):
     names = list(result.runs)
     seeds = max(len(r) for r in result.runs.values())
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), title_justify='left', title_style='bold',
-                  title=f"First {result.first} against last {result.last} iterations" + (f", median \\[min, max] over {seeds} seeds" if seeds > 1 else ''))
-    table.add_column('', max_width=26)
-    table.add_column('iterations')
-    for n in names: table.add_column(n)
-    rows = result.summary()
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), title_justify='left', title_style='bold',
+                  title=f"Iterations {result.span('first')} against {result.span('last')}" +
+                        (f", median \\[min, max] over {seeds} seeds" if seeds > 1 else ''))
+    for head in ('', 'iters', *names): table.add_column(head, overflow='fold')
+    rows, second = result.summary(), ''
     for i, (what, when, cells) in enumerate(rows):
-        table.add_row(escape(what), when, *(escape(cells[n]) for n in names), end_section=i % 2 == 1 and i < len(rows) - 1)
+        if what and i + 1 < len(rows) and not rows[i + 1][0]:           # a long name goes on beside the second row
+            what, second = (wrap(what, 22) + [''])[:2] if console.width < 120 else (what, '')
+        elif not what: what = second
+        table.add_row(escape(what), when, *(escape(cells[n]) for n in names))
     console.print(table)
+    console.print()
 
 def limits(result):
     "What the experiment leaves open, as far as it depends on what was run."
@@ -253,7 +256,7 @@ def draw(result, out):
     matplotlib.use('Agg') if matplotlib.get_backend().lower() != 'agg' and not _in_notebook() else None
     import matplotlib.pyplot as plt
     def keep(fig, name):
-        fig.savefig(out / name, dpi=120, bbox_inches='tight')
+        fig.savefig(out / name, dpi=120, bbox_inches=None if fig.get_layout_engine() else 'tight')
         plt.close(fig)
         return out / name
     files = [keep(plot_small_gradients(result.runs, layer=result.layer).figure, 'small_gradients.png'), keep(result.plot(), 'comparison.png')]

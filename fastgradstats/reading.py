@@ -1,6 +1,7 @@
 "What a Comparison reads from one record: a number per phase, probe, statistic and layer; lines over iterations; moments."
 from __future__ import annotations
 
+import re
 import warnings
 
 import numpy as np
@@ -18,7 +19,7 @@ def count(rec):
     it = rec.iters.iter.to_numpy()
     return it - it[0]
 
-def _dims(shape): return len(shape) if not isinstance(shape, str) else len([p for p in shape.strip('()[] ').split(',') if p.strip()])
+def _dims(shape): return len(re.findall(r'\d+', shape)) if isinstance(shape, str) else len(shape)
 
 def weights(rec, probe='grad'):
     "The parameters with two or more dimensions, in forward order."
@@ -51,11 +52,11 @@ def phase_values(rec, phases):
                 if some: wide.append(([MEDIAN], stat_, np.nanmedian(v_[:, columns(rec, probe, some)], axis=1)[:, None]))
             for names_, stat_, v_ in wide:
                 for phase, rows in phases.items():
-                    x = _over(v_, rows, phase)
+                    x = _over(rec, v_, rows, phase)
                     out += [(phase, probe, stat_, l, y) for l, y in zip(names_, x)]
         it = rec.iters
         for stat in ('loss', 'loss_constant', 'gain', 'grad_norm'):
-            for phase, rows in phases.items(): out.append((phase, 'iters', stat, '', _over(it[[stat]].to_numpy(float), rows, phase)[0]))
+            for phase, rows in phases.items(): out.append((phase, 'iters', stat, '', _over(rec, it[[stat]].to_numpy(float), rows, phase)[0]))
         ep = rec.epochs
         for stat in ep.columns.difference(['fit', 'epoch', 'iter', 'time'], sort=False):
             col = pd.to_numeric(ep[stat], errors='coerce').to_numpy(float)
@@ -63,13 +64,14 @@ def phase_values(rec, phases):
             if len(col): out += [('first', 'epochs', stat, '', col[0]), ('last', 'epochs', stat, '', col[-1])]
     return pd.DataFrame(out, columns=['phase', 'probe', 'statistic', 'layer', 'value'])
 
-def _over(v, rows, phase):
-    "A phase's value of each column of `v`: the mean of the whole, else the median; the nearest row where none was measured."
-    seen = ~np.isnan(v).all(axis=1)
-    if not (seen & rows).any() and seen.any():
-        at   = np.nonzero(seen)[0]
-        rows = np.zeros(len(v), bool)
-        rows[at[0] if phase == 'first' else at[-1]] = True
+def _over(rec, v, rows, phase):
+    """A phase's value of each column of `v`: the mean of the whole, else the median; the nearest measured row where none of
+    its rows was measured; NaN where its loss was not finite at any time, so that no such run hides in a median."""
+    it   = rec.iters
+    loss = np.isfinite(it.loss.to_numpy())
+    if loss.any() and not loss[rows].all(): return np.full(v.shape[1], np.nan)
+    at = np.nonzero(it.measured.to_numpy())[0]
+    if len(at) and not rows[at].any(): rows = [at[0] if phase == 'first' else at[-1]]
     return np.nanmean(v[rows], axis=0, dtype=float) if phase == 'whole' else np.nanmedian(v[rows].astype(float), axis=0)
 
 def _inside(rec, key, phases):
