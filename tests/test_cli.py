@@ -1,0 +1,92 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import pandas as pd
+import pytest
+
+from fastgradstats import Record, __version__
+
+NETS = ['default-relu', 'kaiming-generalrelu']
+CLI  = [sys.executable, '-m', 'fastgradstats.cli']
+ENV  = {**os.environ, 'OMP_NUM_THREADS': '1', 'COLUMNS': '100'}
+
+def cli(*args, **kw): return subprocess.run([*CLI, *map(str, args)], capture_output=True, text=True, env=ENV, **kw)
+
+
+def test_lesson10_small(tmp_path):
+    out  = tmp_path / 'new' / 'folder'
+    done = cli('lesson10', '--seeds', 1, '--iters', 24, '--every', 2, '--out', out, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == '' and 'Warning' not in done.stdout
+    assert '2 nets x 1 seed x 28 iterations (4 epochs of 7 batches of 512)' in ' '.join(done.stdout.split())
+    for part in ('Are vanishing gradients', 'Iterations 0–9: no', 'small_gradients.png', 'validation accuracy'): assert part in done.stdout
+    for net in NETS:
+        rec = Record.load(out / f'{net}-seed0.parquet')
+        assert len(rec) == 28 and rec.iters.measured.tolist() == [i % 2 == 0 for i in range(28)]
+        assert {'seed', 'model'}.isdisjoint(pd.read_parquet(out / f'{net}-seed0.parquet')) and len(rec.epochs) == 4
+    for name in ('small_gradients', 'comparison', *(f'overview-{n}' for n in NETS)):
+        pic = matplotlib.image.imread(out / f'{name}.png')
+        assert min(pic.shape[:2]) > 400 and pic.std() > .05
+    csv = pd.read_csv(out / 'comparison.csv')
+    assert set(csv.model) == set(NETS) and set(csv.seed) == {0} and {'grad', 'weight', 'update', 'activation'} <= set(csv.probe)
+
+def test_ctrl_c_in_the_middle_keeps_what_was_recorded(tmp_path):
+    run = subprocess.Popen([*CLI, 'lesson10', '--seeds', '2', '--iters', '200', '--out', str(tmp_path)], env=ENV, text=True,
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    first, end = tmp_path / f'{NETS[0]}-seed0.parquet', time.time() + 240
+    while not first.exists() and time.time() < end and run.poll() is None: time.sleep(.1)
+    time.sleep(1.5)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=240)
+    assert run.returncode == 130, (out, err)
+    flat = ' '.join(out.split())
+    part = Record.load(tmp_path / f'{NETS[1]}-seed0.parquet')
+    assert 0 < len(part) < 203 and len(Record.load(first)) == 203
+    assert f'Stopped in {NETS[1]} seed 0, after {len(part)} iterations; what was recorded is kept' in flat
+    assert f'compared over these {len(part)} iterations' in flat and '|g| of conv2.weight' in flat and 'Traceback' not in err
+    assert (tmp_path / 'comparison.png').exists() and (tmp_path / 'small_gradients.png').exists()
+
+@pytest.mark.parametrize('args, says', [
+    (['lesson10', '--every', '0'],      '--every must be at least 1'),
+    (['lesson10', '--seeds', '0'],      '--seeds must be at least 1'),
+    (['lesson10', '--iters', '-3'],     '--iters must be at least 1'),
+    (['lesson10', '--bs', '0'],         '--bs must be at least 1'),
+    (['lesson10', '--bs', '4001'],      'exceeds the 4,000 training images'),
+    (['lesson10', '--lr', '-0.1'],      '--lr must be a positive number'),
+    (['lesson10', '--lr', 'nan'],       '--lr must be a positive number'),
+    (['lesson10', '--seeds', 'three'],  '--seeds'),
+    (['lesson10', '--data', 'cifar'],   "--data 'cifar' is neither 'digits'"),
+    (['lesson10', '--data', '/usr'],    'has no train-images-idx3-ubyte'),
+    (['lesson10', '--out', '/proc/x'],  "cannot write to --out '/proc/x'"),
+    (['lesson10', '--out', '/dev/null'], "cannot write to --out '/dev/null'"),
+    (['lesson10', '--nope'],            'No such option'),
+    (['lesson11'],                      'No such command'),
+    (['show', 'no-record.parquet'],     'no record at no-record.parquet'),
+    (['show', __file__],                'damaged or not a Parquet file'),
+])
+def test_bad_input_is_one_sentence_and_status_2(args, says, tmp_path):
+    done = cli(*args, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr
+    assert done.stderr.startswith('fastgradstats: ') and done.stderr.count('\n') == 1
+    assert not list(tmp_path.glob('**/*.parquet'))
+
+def test_version_help_and_show(tmp_path):
+    assert cli('--version').stdout.strip() == f'fastgradstats {__version__}'
+    assert 'lesson10' in cli('--help').stdout
+    text = cli('lesson10', '--help').stdout
+    for option in ('--seeds', '--iters', '--lr', '--bs', '--data', '--out', '--every'): assert option in text
+
+def test_help_imports_nothing_heavy():
+    code = ("import sys\nfrom fastgradstats.cli import main\ntry: main(['lesson10', '--help'])\nexcept SystemExit: pass\n"
+            "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules)")
+    subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+
+def test_the_console_script_is_main():
+    from importlib.util import find_spec
+    from pathlib import Path
+    cfg = Path(find_spec('fastgradstats').origin).parents[1] / 'setup.cfg'
+    if cfg.exists(): assert 'fastgradstats = fastgradstats.cli:main' in cfg.read_text()
