@@ -18,7 +18,8 @@ from fastai.torch_core import find_bs
 
 from .plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
 from .reporting import facts
-from .watching import DEFAULTS, Plan, Watcher
+from .planning import DEFAULTS, Plan
+from .watching import Watcher
 
 
 class _Life:
@@ -33,7 +34,7 @@ class _Life:
         if self.fit < 0 or self.iter > self.fit_start: self.fit, self.fit_start = self.fit + 1, self.iter
         return self.fit
     def record(self):
-        recs = [w.record() for w in self.watchers if w.rows or w.row is not None]
+        recs = [w.record() for w in self.watchers if w.log.rows or w.row is not None]
         if not recs: return None
         if self.cache and len(self.cache[0]) == len(recs) and all(a is b for a, b in zip(self.cache[0], recs)):
             return self.cache[1]
@@ -81,6 +82,7 @@ class _Live:
         self.last     = None                              # the last one attached
         self.new      = False                             # a fit has begun and has not trained yet
         self.i        = 0
+        self.life     = None
         self.epochs   = 0                                 # epochs of this fit already taken from the Recorder
         self.start    = 0.
         self.paused   = None
@@ -142,7 +144,7 @@ class LayerStatsCallback(Callback):
         self._pull_epochs()
         life = _LIVES.get(self.learn)
         w    = life and life.of.get(self)
-        if w is None or not w.rows and w.row is None:
+        if w is None or not w.log.rows and w.row is None:
             raise ValueError(f"{type(self).__name__} has recorded nothing yet: call learn.fit first")
         return w.record()
 
@@ -163,44 +165,46 @@ class LayerStatsCallback(Callback):
         w    = life.of.get(self)
         if w is None:
             w = life.of[self] = Watcher(self.layer_plan)
-            w.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
+            w.log.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
             life.watchers.append(w)
         if live.new:
             w.end_fit()
             live.fit, live.new, live.epochs, live.start = life.new_fit(), False, 0, time.perf_counter()
             live.constant = _ConstantAnswer(w)
-        live.i = life.iter
+        live.i, live.life = life.iter, life
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
 
+    # `self.learn.x`, not `self.x`: an attribute that the callback lacks is looked for in the learner and then in the model
     def before_batch(self):
         live = self._live
         w    = live.watcher
         if w is None: return
-        hypers = self.opt.hypers
-        bs     = find_bs(self.yb) if len(self.yb) else find_bs(self.xb)
-        w.begin(live.i, bs=bs or 0, fit=live.fit, epoch=self.epoch, lrs=[h['lr'] for h in hypers],
-                mom=hypers[-1].get('mom', math.nan), left=self.n_iter - self.iter, t=time.perf_counter() - live.start)
+        learn  = self.learn
+        hypers = learn.opt.hypers
+        w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=learn.epoch,
+                lrs=[h['lr'] for h in hypers], mom=hypers[-1].get('mom', math.nan), left=learn.n_iter - learn.iter,
+                t=time.perf_counter() - live.start)
         live.i += 1
-        _LIVES[self.learn].iter = live.i
-        w.capture_end('input', self.xb[0] if len(self.xb) == 1 else self.xb)
+        live.life.iter = live.i
+        w.capture_end('input', learn.xb[0] if len(learn.xb) == 1 else learn.xb)
 
     def after_pred(self):
         w = self._live.watcher
         if w is None: return
-        w.capture_end('output', self.pred)
+        w.capture_end('output', self.learn.pred)
         w.end_forward()
 
     def after_loss(self):
-        w = self._live.watcher
-        if w is None or not len(self.yb): return
-        w.loss(self.learn.loss, lambda: self._live.constant(self.learn.loss_func, self.pred, self.yb))
+        live, learn = self._live, self.learn
+        if live.watcher is None or not len(learn.yb): return
+        live.watcher.loss(learn.loss, lambda: live.constant(learn.loss_func, learn.pred, learn.yb))
 
     def before_backward(self):
         w = self._live.watcher
         if w is None: return
-        scaler = getattr(self.learn, 'scaler', None)
-        w.backward_begins(getattr(scaler, '_scale', None) if scaler is not None and scaler.is_enabled() else None)
+        scaler = self.learn.__dict__.get('scaler')
+        w.backward_begins(scaler._scale if scaler is not None and scaler.is_enabled() else None)
 
     def after_backward(self):
         if self._live.watcher: self._live.watcher.backward_done()
@@ -218,7 +222,6 @@ class LayerStatsCallback(Callback):
     def after_train(self):
         w = self._live.watcher
         if w is None: return
-        w.check_fired()
         w.end_epoch()
         self._leave()
 
@@ -233,7 +236,7 @@ class LayerStatsCallback(Callback):
         self._pull_epochs()
         w.end_fit()
         live.constant = None
-        if self.layer_verbose and w.rows: print(facts(self.learn.layer_stats))
+        if self.layer_verbose and w.log.rows: print(facts(self.learn.layer_stats))
 
     def _leave(self):
         "Take the hooks off; what was recorded stays."
@@ -251,7 +254,7 @@ class LayerStatsCallback(Callback):
         names  = [n for n in rec.metric_names[1:] if n != 'time']
         values = rec.__dict__.get('values', [])
         for vals in values[live.epochs:]:
-            w.epochs.append(dict(fit=live.fit, epoch=live.epochs, **{n: _number(v) for n, v in zip(names, vals)}))
+            w.log.epochs.append(dict(fit=live.fit, epoch=live.epochs, **{n: _number(v) for n, v in zip(names, vals)}))
             live.epochs += 1
 
     # --- pictures of what was recorded -------------------------------------------------------------------------------
@@ -326,7 +329,7 @@ class _ConstantAnswer:
 
     def _give_up(self, why):
         self.off = True
-        self.watcher.ignored['loss_constant'] = why
+        self.watcher.log.ignore('loss_constant', why)
         return math.nan
 
     def __call__(self, loss_func, pred, yb):

@@ -1,0 +1,58 @@
+"""The Plan: what is measured, where and how often."""
+from __future__ import annotations
+
+from .probes import PROBES, check_modules
+from .record import RESERVED
+from .stats import SAMPLE, resolve
+
+DEFAULTS = dict(
+    grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite', 'hist'],
+    activation = ['mean', 'std', 'min', 'max', 'frac_zero', 'frac_near_zero', 'frac_nonfinite', 'hist', 'frac_dead',
+                  'frac_dormant'],
+    grad_output=None, grad_used=None, weight=['norm'], update=['norm'],
+    input      = ['mean', 'std', 'min', 'max'],
+    output     = ['mean', 'std', 'min', 'max'])
+
+
+class Plan:
+    "What is measured, where and how often: the checked arguments of a callback or of `watch`."
+    def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None, **probes):
+        wrong = [p for p in probes if p not in PROBES]
+        if wrong: raise TypeError(f"{wrong[0]!r} is not an argument; there are the probes {', '.join(PROBES)}, and modules, "
+                                  f"every, sample, window, per_call, unit_dim")
+        self.stats = {}
+        for probe in PROBES:
+            specs = probes.get(probe)
+            if specs is None: continue
+            if isinstance(specs, str) or callable(specs): specs = [specs]
+            found = [resolve(s, probe) for s in specs]
+            for s in found:
+                if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the record is. "
+                                                        f"Give another name: statistic(f, name=...)")
+                if s.kind == 'unit' and probe != 'activation':
+                    raise ValueError(f"{s.name!r} is measured per unit and belongs to activation=[...], not to {probe}")
+                if sum(s.name == o.name for o in found) > 1: raise ValueError(f"{s.name!r} is given twice for {probe}")
+            if found: self.stats[probe] = found
+        if not self.stats: raise ValueError(f"nothing to measure: give statistics for at least one of {', '.join(PROBES)}")
+        check_modules(modules)
+        if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
+            raise ValueError(f"every is a whole number of 1 or more, or a function f(iteration) -> bool; got {every!r}")
+        for name, v, low in (('sample', sample, 100), ('window', window, 1)):
+            if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < low):
+                raise ValueError(f"{name} is a whole number of {low} or more, or None; got {v!r}")
+        if unit_dim is not None and not isinstance(unit_dim, int): raise ValueError(f"unit_dim is an axis; got {unit_dim!r}")
+        self.modules, self.every, self.sample, self.window = modules, every, sample, window
+        self.per_call, self.unit_dim = per_call, unit_dim
+        self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
+        self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
+        self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
+        self.ranked  = {p: any(s.ranked or s.kind == 'hist' for s in ss) for p, ss in self.stats.items()}
+        self.custom  = any(s.own for ss in self.stats.values() for s in ss)
+
+    def due(self, row, i): return bool(self.every(i)) if callable(self.every) else row % self.every == 0
+
+    def describe(self):
+        every = self.every if isinstance(self.every, int) else getattr(self.every, '__name__', 'a function')
+        return dict(stats={p: [s.name for s in ss] for p, ss in self.stats.items()}, every=every, sample=self.sample,
+                    window=self.window, per_call=self.per_call, unit_dim=self.unit_dim,
+                    modules=None if self.modules is None else str(self.modules))
