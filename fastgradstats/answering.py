@@ -20,6 +20,7 @@ def answer(c):
 
 def _lead(c):
     worse, better = c.order
+    if {c.state(worse, 'first'), c.state(better, 'last')} & {'non-finite', 'not measured'}: return "These runs do not tell."
     return {(True, True):   "Not by themselves: both kinds of small gradient are seen here.",
             (False, True):  "Here they come with convergence only.",
             (True, False):  "Not here: only starved gradients are seen.",
@@ -34,14 +35,14 @@ def _who(c):
     ends = f"loss {num(c.middle(better, 'last', 'iters', 'loss'))} against {num(c.middle(worse, 'last', 'iters', 'loss'))}"
     if np.isfinite(good).all(): ends = f"accuracy {acc(good[0])} against {acc(good[1])}, {ends}"
     rest = f" of {len(c.runs)}, compared here with the worst, {worse}" if len(c.runs) > 2 else ''
-    if wins == len(both):
-        return f"{better} ends the better net{rest}: {ends}" + (f" (lower loss in {of(wins, len(both), 'seed')})." if both else '.')
+    if not both: return f"{better} ends the better net{rest}; the final losses cannot be compared, one net's is not finite in any seed."
+    if wins == len(both): return f"{better} ends the better net{rest}: {ends} (lower loss in {of(wins, len(both), 'seed')})."
     return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} of {len(both)} "
             f"seeds only; it is called the better one here{rest}.")
 
 def _sooner(c):
     k = c.cells('first', 'norm')
-    if not k.n: return "The norms of the weight gradients were not recorded in both nets."
+    if not k.n: return f"The norms of the weight gradients in iterations {c.span('first')} cannot be compared: not recorded, or not finite."
     return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight gradients is "
             f"{spread(k.ratio)} times the other's, {pairs(k)}.")
 
@@ -90,7 +91,7 @@ def _per_loss(c):
     return f"Per unit of loss the order {order}: norm / loss, averaged over the fit, is {spread(k.ratio)} times the other's, {pairs(k)}."
 
 def _same_size(c):
-    if c.layer is None: return ''
+    if c.layer is None or any(n[0] in c.order for n in c.nonfinite) and not c.cells('last', 'norm').n: return ''
     worse, better = c.order
     pair = c.twins()
     if pair is None: return f"At no time is |g| of {c.layer} early in {worse} as small as late in {better}."
@@ -114,7 +115,7 @@ def _meaning(c):
                 f"its gradients small because its loss is.")
     if b == 'converged': return f"Small gradients are the mark of a converged net here: {end}. Starvation is not seen: {begin}."
     if a == 'starved':   return f"Small gradients are no sign of good training here: {begin}. Convergence is not seen: {end}."
-    return f"Neither starvation nor convergence is seen, so the question stays open: {begin}, {end}."
+    return f"Small because starved against small because converged is not seen, so the question stays open: {begin}, {end}."
 
 def _sick(c):
     runs = [f"{name} seed {seed} from iteration {it}" for (name, seed), it in c.nonfinite.items()]

@@ -204,11 +204,12 @@ class Comparison:
         return np.array(out)
 
     def state(self, name, phase):
-        "'starved', 'converged', 'learning', 'non-finite' or 'not measured': medians over the seeds, see STARVED_E."
+        "'starved', 'converged', 'learning', 'dead', 'non-finite' or 'not measured': medians over the seeds, see STARVED_E."
         e, loss = self.middle(name, phase, 'grad', 'elasticity', MEDIAN), self.middle(name, phase, 'iters', 'loss')
         gain, const = (self.middle(name, phase, 'iters', s) for s in ('gain', 'loss_constant'))
-        start   = np.nanmedian([np.median(r.iters.loss.to_numpy()[:5]) for r in self.runs[name]])
         if not np.isfinite(loss): return 'non-finite'
+        if phase == 'last' and sum(n == name for n, _ in self.dead) > len(self.runs[name]) / 2: return 'dead'
+        start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name] if np.isfinite(r.iters.loss[0])])
         if not np.isfinite(e):    return 'not measured'
         return _state(e, loss, start, gain, const)
 

@@ -237,6 +237,7 @@ def print_table(result, console):
         if what and i + 1 < len(rows) and not rows[i + 1][0]:           # a long name goes on beside the second row
             what, second = (wrap(what, 22) + [''])[:2] if console.width < 120 else (what, '')
         elif not what: what = second
+        elif console.width < 120: what = '\n'.join(wrap(what, 22))
         table.add_row(escape(what), when, *(escape(cells[n]) for n in names))
     console.print(table)
     console.print()

@@ -124,7 +124,7 @@ def test_non_finite_runs_are_reported_and_not_hidden():
     c = compare({'poor': [poor(0), poor(1, bad_from=57), poor(2)], 'good': [good(s) for s in range(3)]})
     assert '(1 non-finite)' in repr(c) and c.cells('last', 'norm').n == 8    # also where most of the last iterations are finite
     c = compare({'poor': [poor(s, bad_from=5) for s in range(2)], 'good': [good(s) for s in range(2)]})
-    assert c.order == ('poor', 'good') and 'non-finite' in repr(c)
+    assert c.order == ('poor', 'good') and 'non-finite' in repr(c) and 'do not tell' in c.verdict and 'cannot be compared' in c.verdict
     c.plot()
 
 def test_a_net_that_died_is_named_and_not_called_better_for_its_zero_gradients():
