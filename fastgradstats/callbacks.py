@@ -13,6 +13,7 @@ import weakref
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.torch_core import find_bs
 
@@ -49,16 +50,25 @@ def _ours(learn): return [cb for cb in learn.cbs if isinstance(cb, LayerStatsCal
 def _layer_stats(self):
     "What the callbacks of fastgradstats recorded of this Learner, in all its fits; None if nothing."
     if self not in _LIVES: return None
-    for cb in _ours(self): cb._pull_epochs()
     return _LIVES[self].record()
 
 def _around(name):
     "Wrap a method of Learner once; nothing is set on an instance, so nothing is left behind or exported."
     old = getattr(Learner, name)
     if getattr(old, 'fastgradstats', False): return
+    def _do_fit(self):
+        for cb in _ours(self): cb._fit_begins(self)
+        try: return old(self)
+        finally:
+            for cb in _ours(self): cb._fit_ends()             # also after Ctrl-C, an exception, a cancel
     def _step(self):
         live = [cb.__dict__['_live'].watcher for cb in _ours(self) if cb.__dict__['_live'].watcher]
-        for w in live: w.before_update()
+        if live:
+            sure = not any(cb.order > LayerStatsCallback.order and hasattr(type(cb), 'before_step')
+                           and type(cb) is not GradientClip for cb in self.cbs)
+        for w in live:
+            w.rates(*_rates(self.opt))
+            w.before_update(sure)
         out = old(self)
         for w in live: w.after_update()
         return out
@@ -66,10 +76,16 @@ def _around(name):
         try: return old(self)
         finally:
             for cb in _ours(self): cb._leave()            # also after Ctrl-C, an exception, a cancel
-    new = dict(_step=_step, _do_epoch_train=_do_epoch_train)[name]
+    new = dict(_do_fit=_do_fit, _step=_step, _do_epoch_train=_do_epoch_train)[name]
     new.fastgradstats, new.__doc__ = True, old.__doc__
     setattr(Learner, name, new)
 
+def _rates(opt):
+    "The learning rate of every parameter group, and the last one's momentum."
+    hypers = opt.hypers
+    return [h['lr'] for h in hypers], hypers[-1].get('mom', math.nan)
+
+_around('_do_fit')
 _around('_step')
 _around('_do_epoch_train')
 Learner.layer_stats = property(_layer_stats)
@@ -80,10 +96,11 @@ class _Live:
     def __init__(self):
         self.watcher  = None                              # attached now, or None
         self.last     = None                              # the last one attached
+        self.fitting  = False                             # within Learner.fit
+        self.nested   = False                             # within a validation, get_preds, summary within the fit
         self.new      = False                             # a fit has begun and has not trained yet
         self.i        = 0
         self.life     = None
-        self.epochs   = 0                                 # epochs of this fit already taken from the Recorder
         self.start    = 0.
         self.paused   = None
         self.constant = None
@@ -141,7 +158,6 @@ class LayerStatsCallback(Callback):
         "What this callback recorded of its learner."
         if self.learn is None: raise AttributeError(f"{type(self).__name__} is not attached to a Learner: read "
                                                     f"learn.layer_stats, which outlives it")
-        self._pull_epochs()
         life = _LIVES.get(self.learn)
         w    = life and life.of.get(self)
         if w is None or not w.log.rows and w.row is None:
@@ -150,13 +166,21 @@ class LayerStatsCallback(Callback):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     def before_fit(self):
-        live = self._live
-        if live.watcher is not None and self.training: return         # a validation inside a training batch
-        self._leave()
+        if self._live.fitting: self._live.nested = True               # a validation or get_preds inside the fit
         same = [cb for cb in self.learn.cbs if type(cb) is type(self)]
         if len(same) > 1: raise ValueError(f"{len(same)} {type(self).__name__} on one Learner: give the statistics to one of "
                                            f"them and remove the others with learn.remove_cb")
-        live.new = True
+
+    def _fit_begins(self, learn):
+        if self.learn is not learn: self.learn = learn                # it has been given to another learner meanwhile
+        self._leave()
+        self._live.fitting, self._live.nested, self._live.new = True, False, True
+
+    def _fit_ends(self):
+        live = self._live
+        self._leave()
+        if live.last is not None: live.last.end_fit()
+        live.fitting = live.nested = False
 
     def before_train(self):
         live = self._live
@@ -169,7 +193,7 @@ class LayerStatsCallback(Callback):
             life.watchers.append(w)
         if live.new:
             w.end_fit()
-            live.fit, live.new, live.epochs, live.start = life.new_fit(), False, 0, time.perf_counter()
+            live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
             live.constant = _ConstantAnswer(w)
         live.i, live.life = life.iter, life
         w.attach(self.learn.model, self.learn.opt)
@@ -180,11 +204,9 @@ class LayerStatsCallback(Callback):
         live = self._live
         w    = live.watcher
         if w is None: return
-        learn  = self.learn
-        hypers = learn.opt.hypers
+        learn = self.learn
         w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=learn.epoch,
-                lrs=[h['lr'] for h in hypers], mom=hypers[-1].get('mom', math.nan), left=learn.n_iter - learn.iter,
-                t=time.perf_counter() - live.start)
+                left=learn.n_iter - learn.iter, t=time.perf_counter() - live.start)
         live.i += 1
         live.life.iter = live.i
         w.capture_end('input', learn.xb[0] if len(learn.xb) == 1 else learn.xb)
@@ -204,6 +226,7 @@ class LayerStatsCallback(Callback):
         w = self._live.watcher
         if w is None: return
         scaler = self.learn.__dict__.get('scaler')
+        w.rates(*_rates(self.learn.opt))                              # the schedulers have set them in before_batch
         w.backward_begins(scaler._scale if scaler is not None and scaler.is_enabled() else None)
 
     def after_backward(self):
@@ -225,18 +248,16 @@ class LayerStatsCallback(Callback):
         w.end_epoch()
         self._leave()
 
-    def before_epoch(self): self._pull_epochs()
+    def after_epoch(self):
+        live = self._live
+        if live.fitting and not live.nested and not live.new and live.constant is not None: self._take_epoch()
 
     def after_fit(self):
         live = self._live
-        if live.watcher is not None: return                           # of a validation inside a training batch
-        if live.new: live.new = False; return                         # nothing was trained: a validation, get_preds, summary
-        w = live.last
-        if w is None or live.constant is None: return
-        self._pull_epochs()
-        w.end_fit()
+        if live.fitting: live.nested = False; return                  # of a validation inside the fit
+        if live.new or live.constant is None: return                  # nothing was trained: validate, get_preds, summary
         live.constant = None
-        if self.layer_verbose and w.log.rows: print(facts(self.learn.layer_stats))
+        if self.layer_verbose and live.last.log.rows: print(facts(self.learn.layer_stats))
 
     def _leave(self):
         "Take the hooks off; what was recorded stays."
@@ -245,17 +266,16 @@ class LayerStatsCallback(Callback):
             live.watcher.detach()
             live.watcher = None
 
-    def _pull_epochs(self):
-        "Take the validation loss and the metrics of the finished epochs from fastai's Recorder."
+    def _take_epoch(self):
+        "Take the losses and metrics of the epoch that ends from fastai's Recorder, which has not logged them yet."
         live = self._live
-        w    = live.last
-        rec  = getattr(self.learn, 'recorder', None) if self.learn is not None else None
-        if w is None or rec is None or live.new or live.constant is None: return
-        names  = [n for n in rec.metric_names[1:] if n != 'time']
-        values = rec.__dict__.get('values', [])
-        for vals in values[live.epochs:]:
-            w.log.epochs.append(dict(fit=live.fit, epoch=live.epochs, **{n: _number(v) for n, v in zip(names, vals)}))
-            live.epochs += 1
+        rec  = getattr(self.learn, 'recorder', None)
+        log  = rec.__dict__.get('log') if rec is not None else None
+        if not log: return
+        names = [n for n in rec.metric_names[1:] if n != 'time']
+        vals  = list(log[1:])[-len(names):]                           # a validation inside the epoch has added to its front
+        if vals: live.last.log.epochs.append(dict(fit=live.fit, epoch=self.learn.epoch,
+                                                  **{n: _number(v) for n, v in zip(names, vals)}))
 
     # --- pictures of what was recorded -------------------------------------------------------------------------------
     def plot(self, **kwargs):
@@ -340,7 +360,9 @@ class _ConstantAnswer:
         mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
         if self.guard is None: return self._first(loss_func, mean, yb)
         try:
-            with torch.no_grad(), torch.random.fork_rng(enabled=self.guard, devices=_cuda(pred)): return loss_func(mean, *yb)
+            with torch.no_grad():
+                if not self.guard: return loss_func(mean, *yb)
+                with torch.random.fork_rng(devices=_cuda(pred)): return loss_func(mean, *yb)
         except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
 
     def _first(self, loss_func, mean, yb):

@@ -38,6 +38,7 @@ class Row:
         self.read = self.stepped = self.done = False
         self.grad_norm = self.clip  = math.nan
         self.lrs = self.layer_lrs   = None
+        self.mom = math.nan
 
 
 class _Windows:
@@ -147,9 +148,9 @@ class Gathering:
             bs   = np.array([p.bs for p in r.parts], float)
             m    = len(r.parts)
             w    = bs / bs.sum() if bs.sum() > 0 else np.full(m, 1 / m)
-            fit, epoch, lr, mom, t = r.about
+            fit, epoch, t = r.about
             line = (r.parts[-1].last, fit, epoch, int(bs.sum()), float(np.dot(w, r.flat[2:2 + m])),
-                    float(np.dot(w, r.flat[2 + m:2 + 2 * m])), lr, mom, r.flat[0], r.flat[1] if r.stepped else math.nan,
+                    float(np.dot(w, r.flat[2 + m:2 + 2 * m])), r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0], r.flat[1] if r.stepped else math.nan,
                     r.stepped, r.measured, m, t)
             for c, v in zip(iters, line): iters[c].append(v)
         for (sig, m), which in groups.items():

@@ -47,7 +47,7 @@ class Plan:
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
         self.ranked  = {p: any(s.ranked or s.kind == 'hist' for s in ss) for p, ss in self.stats.items()}
-        self.custom  = any(s.own for ss in self.stats.values() for s in ss)
+        self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def due(self, row, i): return bool(self.every(i)) if callable(self.every) else row % self.every == 0
 

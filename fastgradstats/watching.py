@@ -19,7 +19,7 @@ from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, floor_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
                      unit_axis, unwrap)
-from .stats import View
+from .stats import CHUNK, View
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
@@ -60,9 +60,12 @@ class Watcher:
         self.plan, self.host = plan, host
         self.mode     = OFF
         self.row      = self.part = None
-        self.touched  = set()
+        self.touched  = set()                     # parameters that received a gradient in this row
+        self.kept     = False                     # the last row's gradients are still there
         self.log      = Gathering(plan)
-        self.handles, self.model, self.params = [], None, []
+        self.handles, self.param_handles = [], []
+        self.model, self.opt = None, None
+        self.all, self.params, self.flags = [], [], []            # (number, parameter): all, those trained; requires_grad of all
         self.fired, self.targets = set(), []
         self.spent = self.of = 0.
         self.timing = False
@@ -87,19 +90,27 @@ class Watcher:
         for k, (n, m) in enumerate(self.targets):
             own = unit_axis(m) if m._parameters else None
             hook(m, 'saw', (n, own, bounds_of(m), floor_of(m)))
-        self.touched, self.params = set(), []
-        for name, owner, m, p in params_of(model, self.plan.modules):
+        self.opt = opt
+        self._attach_params()
+        self.log.meta.setdefault('model', type(model).__name__)
+        self._since = time.perf_counter()
+
+    def _attach_params(self):
+        "Note which parameters are trained, and have each say when it received a gradient."
+        for h in self.param_handles: h.remove()
+        self.all, self.params, self.param_handles = [], [], []
+        for name, owner, m, p in params_of(self.model, self.plan.modules):
             if isinstance(p, torch.nn.parameter.UninitializedParameter): continue
             if name not in self.log.param_at:
                 self.log.param_at[name] = len(self.log.param_list)
                 self.log.param_list.append(dict(layer=name, module=owner, type=type(m).__name__, numel=p.numel(),
                                             shape='x'.join(map(str, p.shape)), ndim=p.dim()))
+            self.all.append((self.log.param_at[name], p))
             if p.requires_grad:
                 self.params.append((self.log.param_at[name], p))
-                self.handles.append(p.register_post_accumulate_grad_hook(self.touched.add))
-        self.set_optimizer(opt)
-        self.log.meta.setdefault('model', type(model).__name__)
-        self._since = time.perf_counter()
+                self.param_handles.append(p.register_post_accumulate_grad_hook(self.touched.add))
+        self.flags = [p.requires_grad for _, p in self.all]
+        self.set_optimizer(self.opt)
 
     def set_optimizer(self, opt):
         "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
@@ -115,24 +126,27 @@ class Watcher:
             if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
 
     def detach(self):
-        for h in self.handles: h.remove()
-        self.handles, self.model, self.params, self.mode = [], None, [], OFF
+        for h in [*self.handles, *self.param_handles]: h.remove()
+        self.handles, self.param_handles, self.all, self.flags = [], [], [], []
+        self.model, self.opt, self.params, self.mode = None, None, [], OFF
         if self._since is not None: self.of += time.perf_counter() - self._since
         self._since, self._old = None, {}
 
     # --- one batch ---------------------------------------------------------------------------------------------------
     @_timed
-    def begin(self, i, *, bs=0, fit=0, epoch=0, lrs=None, mom=math.nan, left=None, t=math.nan):
+    def begin(self, i, *, bs=0, fit=0, epoch=0, left=None, t=math.nan):
         """A training batch begins: number `i` over the model's life. `left`: batches left in the epoch, this one included.
         Returns whether it is measured."""
         self.part = None
         if self.row is not None and (self.row.done or not self.row.parts): self.commit()
-        if self.row is not None and self.row.read: self.skipped(); self.commit()
+        if self.row is not None and self.row.read: self.skipped(); self.commit(); self.kept = True
+        elif self.row is not None and all(p.grad is None for p in self.touched): self.skipped(); self.commit()
         if self.row is None:
             self.row = Row(self.plan.due(self.log.rows, i), None)
-            self.touched.clear()
-        self.row.about = (fit, epoch, lrs[-1] if lrs else math.nan, mom, t)
-        self.row.lrs   = lrs
+            if not self.kept: self.touched.clear()                # a step that someone cancelled has left its gradients
+            self.kept = False
+            if self.flags != [p.requires_grad for _, p in self.all]: self._attach_params()
+        self.row.about = fit, epoch, t
         self.part      = Part(bs, i)
         self.scale     = None
         self.last_mark, self.calls = ('', -1), {}
@@ -169,6 +183,10 @@ class Watcher:
         self.part.loss = self._scalar(loss)
         if constant is not None and self.row.measured: self.part.constant = self._scalar(constant())
 
+    def rates(self, lrs, mom=math.nan):
+        "The learning rates of the parameter groups and the momentum, as the next step uses them."
+        if self.row is not None: self.row.lrs, self.row.mom = lrs, mom
+
     def backward_begins(self, scale=None):
         "`scale`: what the loss is multiplied by under mixed precision, a number or a 0-dim tensor; None for nothing."
         self.scale = scale
@@ -189,24 +207,22 @@ class Watcher:
         self.row.read = True
         if not self.row.measured: return
         self.got = [(i, p) for i, p in self.params if p in self.touched and p.grad is not None]
-        views    = self._views('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
-        self.row.grad_norm = self._total(views)
-        self._capture_params('grad', views)
+        norms    = self._capture_params('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
+        self.row.grad_norm = _total(norms)
         self.seen_grads = [(id(p.grad), p.grad._version) for _, p in self.got]
 
     @_timed
-    def before_update(self):
-        "The optimizer is about to step: the gradient it consumes, and the weights."
+    def before_update(self, sure=True):
+        """The optimizer is about to step: the gradient it consumes, and the weights. `sure`: whoever changed a gradient since
+        `grads` did it in a way that its version counter shows (`p.grad.data` would not)."""
+        now = self.row is not None and not self.row.read
         self.grads()
         if self.row is None or not self.row.read or not self.row.measured: return
-        now   = [(id(p.grad), p.grad._version) for _, p in self.got]
-        same  = now == self.seen_grads
-        stats = 'grad_used' in self.plan.stats
-        if not same or stats:
-            views = self._views('grad_used', [p.grad for _, p in self.got])
-            if stats: self._capture_params('grad_used', views)
-        self.row.clip = 1. if same else _divide(self._total(views), self.row.grad_norm)
-        if 'weight' in self.plan.stats: self._capture_params('weight', self._views('weight', [p for _, p in self.got]))
+        same = now or sure and self.seen_grads == [(id(p.grad), p.grad._version) for _, p in self.got]
+        if not same or 'grad_used' in self.plan.stats:
+            norms = self._capture_params('grad_used', [p.grad for _, p in self.got])
+        if self.got: self.row.clip = 1. if same else _divide(_total(norms), self.row.grad_norm)
+        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got])
         if 'update' in self.plan.stats: self._keep()
 
     @_timed
@@ -216,9 +232,12 @@ class Watcher:
         if not self.row.measured or 'update' not in self.plan.stats: return
         lrs = self.row.lrs or ()
         self.row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
-        diffs = []
-        for i, p in self.got: diffs.append(torch.sub(p.detach(), self._old[i], out=self._old[i]))
-        self._capture_params('update', self._views('update', diffs))
+        with torch.no_grad():
+            few  = [(i, p) for i, p in self.got if p.numel() <= CHUNK]           # all the small ones in one call
+            diff = dict(zip([i for i, _ in few], torch._foreach_sub([p for _, p in few], [self._old[i] for i, _ in few]) if few else []))
+            for i, p in self.got:
+                if i not in diff: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
+        self._capture_params('update', [diff[i] for i, _ in self.got])
 
     def _keep(self):
         "One copy of the parameters about to change, in memory that is kept for the next row."
@@ -234,9 +253,18 @@ class Watcher:
         self.grads(exact=True)
         self.row.done = True
         if not self.row.read or not self.row.measured: return
-        if 'weight' in self.plan.stats: self._capture_params('weight', self._views('weight', [p for _, p in self.got]))
-        if 'update' in self.plan.stats:
-            self._capture_params('update', [View(torch.zeros(1).expand(p.shape)) for _, p in self.got])
+        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got])
+        if 'update' in self.plan.stats: self._capture_params('update', [torch.zeros(1).expand(p.shape) for _, p in self.got])
+
+    def zeroed(self):
+        "The gradients are about to be zeroed; if the open row has not been stepped, its step was skipped."
+        row, part, mode = self.row, self.part, self.mode
+        if row is None or not row.parts or row.done: return
+        self.skipped()
+        if part is None: return
+        self.commit()                                        # the forward pass under way belongs to the next row
+        self.row, self.part, self.mode = Row(row.measured and self.plan.due(self.log.rows, part.last), row.about), part, mode
+        self.touched.clear()
 
     # --- reading tensors ---------------------------------------------------------------------------------------------
     @_timed
@@ -283,28 +311,30 @@ class Watcher:
         "Complex and integer values are not measured, but named."
         self.log.ignore(name, f'its values are {t.dtype}'.replace('torch.', ''))
 
-    def _views(self, probe, ts, sample=-1):
-        sample = self.plan.sample if sample == -1 else sample
-        ranked = self.plan.ranked.get(probe, False)
-        views  = [View(t, sample, host=self.host, ranked=ranked) for t in ts]
-        for v, (i, _) in zip(views, self.got): v.eps = self.eps.get(i)
-        small  = [v for v in views if 0 < v.n <= 8192 and v.host and not v.whole]
-        if small:                                                # the norms of all the small ones in one call
-            for v, r in zip(small, torch._foreach_norm([v.flat for v in small])):
-                r = float(r.numpy())
-                if 1e-15 < r < 1e15: v.__dict__['norm'] = r
-        return views
+    def _capture_params(self, probe, ts, sample=...):
+        "Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors."
+        stats, own = self.plan.stats.get(probe), self.row.own
+        if stats is None or probe in self.plan.only_norm:
+            norms = self._norms(ts)
+            if stats:
+                for (i, p), n in zip(self.got, norms):
+                    if p.numel(): own.sig.append((probe, i)); own.flat.append(n)
+            return norms
+        sample = self.plan.sample if sample is ... else sample
+        views  = [View(t, sample, eps=self.eps.get(i), host=self.host, ranked=self.plan.ranked[probe])
+                  for t, (i, _) in zip(ts, self.got)]
+        for (i, p), v in zip(self.got, views): self._capture(own, probe, i, v, hist=p.dim() > 1)
+        return [v.norm for v in views]
 
-    def _capture_params(self, probe, views):
-        for (i, p), v in zip(self.got, views):
-            if probe in self.plan.stats: self._capture(self.row.own, probe, i, v, hist=p.dim() > 1)
-
-    def _total(self, views):
-        norms = [v.norm for v in views]
-        if not norms: return math.nan
-        if all(isinstance(n, float) for n in norms): return math.hypot(*norms)
-        dev = next(n.device for n in norms if isinstance(n, torch.Tensor))
-        return torch.linalg.vector_norm(torch.stack([torch.as_tensor(n, device=dev).double() for n in norms]))
+    def _norms(self, ts):
+        "The 2-norm of every tensor; on the CPU those of the small ones in one call."
+        few = [k for k, t in enumerate(ts) if 0 < t.numel() <= CHUNK and t.dtype == torch.float32 and t.device.type == 'cpu'
+               and t.layout == torch.strided] if self.host is not False else []
+        out = {}
+        if few:
+            with torch.no_grad(): norms = torch.stack(torch._foreach_norm([ts[k] for k in few])).numpy().tolist()
+            out = {k: n for k, n in zip(few, norms) if 1e-15 < n < 1e15}         # the others need the careful way
+        return [out[k] if k in out else View(t, None, host=self.host).norm for k, t in enumerate(ts)]
 
     def _capture(self, part, probe, layer, view, hist=True):
         if not view.n: return
@@ -375,6 +405,13 @@ class Watcher:
                     percent=round(100 * self.spent / (of - self.spent), 2) if of > self.spent else None)
 
 
+def _total(norms):
+    "The norm of all from the norms of each."
+    if not norms: return math.nan
+    if all(isinstance(n, float) for n in norms): return math.hypot(*norms)
+    dev = next(n.device for n in norms if isinstance(n, torch.Tensor))
+    return torch.linalg.vector_norm(torch.stack([torch.as_tensor(n, dtype=torch.float64, device=dev) for n in norms]))
+
 def _divide(a, b):
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor): return a / b
     return a / b if b else math.nan
@@ -385,11 +422,17 @@ def _reshapes(args, out):
     return x is not None and x.shape != out.shape
 
 
+class _Unset:
+    "Takes `zero_grad` off an optimizer again, as the handle of a hook would."
+    def __init__(self, opt): self.opt = opt
+    def remove(self): self.opt.__dict__.pop('zero_grad', None)
+
+
 class Watch:
     "What `watch` gives: `record`, and for loops that clip or scale: `grads()`; `loss(l)` for the loss."
-    def __init__(self, model, opt, plan):
-        self.watcher, self.model, self.opt = Watcher(plan), model, opt
-        self.i = -1
+    def __init__(self, model, opt, plan, scaler=None):
+        self.watcher, self.model, self.opt, self.scaler = Watcher(plan), model, opt, scaler
+        self.i, self.ran = -1, False                       # the batch, and whether its backward pass has begun
         self.watcher.log.meta['grad_is'] = 'as the step consumes it'
 
     @property
@@ -406,33 +449,49 @@ class Watch:
         self.watcher.log.meta['grad_is'] = 'the true gradient, read at w.grads()'
         self.watcher.grads()
 
+    def notice(self): self.ran = True
+
     def _backward(self):
-        if self.watcher.part is not None and self.watcher.touched: self.watcher.backward_done()
+        if self.watcher.part is not None and self.ran: self.watcher.backward_done()
 
     def _enter(self):
         w = self.watcher
         w.attach(self.model, self.opt)
-        root = unwrap(self.model)
+        root, me = unwrap(self.model), weakref.ref(self)
         def before(m, args, kwargs):
             if not (m.training and torch.is_grad_enabled()): return
             self._backward()
-            self.i += 1
+            self.ran = False
+            self.i  += 1
             xs = [t for _, t in tensors((args, kwargs))]
-            w.begin(self.i, bs=len(xs[0]) if xs and xs[0].dim() else 0, lrs=[g['lr'] for g in self.opt.param_groups],
-                    mom=self.opt.param_groups[-1].get('momentum', math.nan), t=time.perf_counter() - self.start)
+            w.begin(self.i, bs=len(xs[0]) if xs and xs[0].dim() else 0, t=time.perf_counter() - self.start)
             w.capture_end('input', args if len(args) != 1 else args[0])
         def after(m, args, out):
             if not (m.training and torch.is_grad_enabled()) or w.part is None: return
             w.capture_end('output', out)
             w.end_forward()
-            w.backward_begins()
+            rates()
+            for _, t in tensors(out):
+                if t.requires_grad: t.register_hook(lambda g: me().notice() if me() else None)
+            w.backward_begins(self.scaler.get_scale() if self.scaler is not None and self.scaler.is_enabled() else None)
+        def rates():
+            groups = self.opt.param_groups
+            w.rates([float(g['lr']) for g in groups], groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0]))
         def stepping(opt, *a):
             self._backward()
-            w.before_update()
+            rates()
+            w.before_update(sure=False)
         def stepped(opt, *a): w.after_update()
+        zero_grad = self.opt.zero_grad
+        @wraps(zero_grad)
+        def zeroing(*args, **kwargs):
+            self._backward()
+            w.zeroed()
+            return zero_grad(*args, **kwargs)
         self.start = time.perf_counter()
+        self.opt.zero_grad = zeroing
         w.handles += [root.register_forward_pre_hook(before, with_kwargs=True), root.register_forward_hook(after),
-                      self.opt.register_step_pre_hook(stepping), self.opt.register_step_post_hook(stepped)]
+                      self.opt.register_step_pre_hook(stepping), self.opt.register_step_post_hook(stepped), _Unset(self.opt)]
 
 
 @contextmanager
@@ -441,12 +500,13 @@ def watch(
     opt,                  # the torch.optim optimizer whose steps are the rows
     *,
     window=50,            # rows of a window of the life table: a plain loop has no epochs
+    scaler=None,          # the loop's GradScaler: `grad_output` is divided by its scale
     **settings,           # the probes and settings of LayerStatsCallback
 ):
     "Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`."
     if not hasattr(opt, 'register_step_pre_hook'):
         raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. In fastai use LayerStatsCallback()")
-    w = Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}))
+    w = Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler)
     w._enter()
     try: yield w
     finally:
