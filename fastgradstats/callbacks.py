@@ -17,6 +17,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.torch_core import find_bs
 
+from .constant import ConstantAnswer
 from .plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
 from .reporting import facts
 from .planning import DEFAULTS, Plan
@@ -194,7 +195,7 @@ class LayerStatsCallback(Callback):
         if live.new:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
-            live.constant = _ConstantAnswer(w)
+            live.constant = ConstantAnswer(w)
         live.i, live.life = life.iter, life
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
@@ -341,46 +342,6 @@ class DeadUnitCallback(LayerStatsCallback):
         "The share of dead units of every activation over the windows."
         return plot_dead_chart(self.record, **kwargs)
 
-
-class _ConstantAnswer:
-    """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a loss
-    that draws random numbers or that changes a buffer is found out at its first use."""
-    def __init__(self, watcher): self.watcher, self.off, self.guard = watcher, False, None
-
-    def _give_up(self, why):
-        self.off = True
-        self.watcher.log.ignore('loss_constant', why)
-        return math.nan
-
-    def __call__(self, loss_func, pred, yb):
-        if self.off: return math.nan
-        if not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or pred.dim() == 0:
-            return self._give_up(f"the model's answer is no float tensor but {type(pred).__name__}")
-        if len(pred) < 2: return math.nan                             # the mean of one answer is that answer
-        mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
-        if self.guard is None: return self._first(loss_func, mean, yb)
-        try:
-            with torch.no_grad():
-                if not self.guard: return loss_func(mean, *yb)
-                with torch.random.fork_rng(devices=_cuda(pred)): return loss_func(mean, *yb)
-        except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
-
-    def _first(self, loss_func, mean, yb):
-        module = getattr(loss_func, 'func', loss_func)                # fastai's losses wrap a module
-        kept   = ({k: v.clone() for k, v in module.state_dict().items()} if isinstance(module, torch.nn.Module) else {})
-        before = torch.get_rng_state()
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(mean)):
-                out   = loss_func(mean, *yb)
-                drawn = not torch.equal(before, torch.get_rng_state())
-        except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
-        if kept and any(not torch.equal(v, kept[k]) for k, v in module.state_dict().items()):
-            module.load_state_dict(kept)
-            return self._give_up('the loss function changes its own buffers')
-        self.guard = drawn or mean.is_cuda
-        return out
-
-def _cuda(t): return [t.device] if t.is_cuda else []
 
 def _number(v):
     try: return float(v)

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from .probes import PROBES, check_modules
 from .record import RESERVED
-from .stats import SAMPLE, resolve
+from .stats import SAMPLE, STATISTICS, resolve
 
 DEFAULTS = dict(
     grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite', 'hist'],
@@ -46,8 +46,13 @@ class Plan:
         self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
-        self.ranked  = {p: any(s.ranked or s.kind == 'hist' for s in ss) for p, ss in self.stats.items()}
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
+
+    def __reduce__(self):
+        "Pickled and copied as its arguments, the package's own statistics by name: an exported Learner stays small."
+        own = {p: [s.name if STATISTICS.get(s.name) is s else s for s in ss] for p, ss in self.stats.items()}
+        return _plan, (dict(modules=self.modules, every=self.every, sample=self.sample, window=self.window,
+                            per_call=self.per_call, unit_dim=self.unit_dim, **own),)
 
     def due(self, row, i): return bool(self.every(i)) if callable(self.every) else row % self.every == 0
 
@@ -56,3 +61,5 @@ class Plan:
         return dict(stats={p: [s.name for s in ss] for p, ss in self.stats.items()}, every=every, sample=self.sample,
                     window=self.window, per_call=self.per_call, unit_dim=self.unit_dim,
                     modules=None if self.modules is None else str(self.modules))
+
+def _plan(settings): return Plan(**settings)

@@ -8,16 +8,18 @@ the next one begins, so that nothing that happens after the step can lose one. H
 from __future__ import annotations
 
 import math
+import random
 import time
 import weakref
 from contextlib import contextmanager
 from functools import wraps
 
+import numpy as np
 import torch
 
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
-from .probes import (OUTPUTS, PARAMETERS, bounds_of, floor_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
+from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
                      unit_axis, unwrap)
 from .stats import CHUNK, View
 
@@ -89,7 +91,7 @@ class Watcher:
             for n, m in owners: hook(m, 'passed', (n, unit_axis(m), is_leaf(m)))
         for k, (n, m) in enumerate(self.targets):
             own = unit_axis(m) if m._parameters else None
-            hook(m, 'saw', (n, own, bounds_of(m), floor_of(m)))
+            hook(m, 'saw', (n, own, bounds_of(m)))
         self.opt = opt
         self._attach_params()
         self.log.meta.setdefault('model', type(model).__name__)
@@ -174,7 +176,7 @@ class Watcher:
             names = self.log.ends[probe]
             if path not in [n for n, *_ in names]: names.append((path, str(t.dtype).replace('torch.', '')))
             self._capture(self.part, probe, [n for n, _ in names].index(path),
-                          View(t, self.plan.sample, host=self.host, ranked=self.plan.ranked[probe]))
+                          View(t, self.plan.sample, host=self.host))
 
     @_timed
     def loss(self, loss, constant=None):
@@ -277,7 +279,7 @@ class Watcher:
     @_timed
     def saw(self, place, module, args, output):
         "A module whose output is read has run."
-        name, axis, bounds, floor = place
+        name, axis, bounds = place
         self.fired.add(name)
         if self.log.ignored: self.log.ignored.pop(name, None)
         if self.plan.per_call:  after = self.calls[name] = self.calls.get(name, -1) + 1
@@ -295,7 +297,7 @@ class Watcher:
             if self.mode == FORWARD and 'activation' in self.plan.stats:
                 dim = self.plan.unit_dim if self.plan.unit_dim is not None else axis
                 dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
-                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host, ranked=self.plan.ranked['activation'], floor=floor)
+                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host)
                 if v.unit_dim is not None and v.n: self._capture_units(site, v)
                 self._capture(self.part, 'activation', site, v)
             if 'grad_output' in self.plan.stats and t.requires_grad: t.register_hook(_Hook(self, 'saw_grad', (site, bounds)))
@@ -304,8 +306,7 @@ class Watcher:
     def saw_grad(self, place, g):
         if self.part is None or g is None: return
         if self.scale is not None: g = g.detach().float() / self.scale
-        self._capture(self.part, 'grad_output', place[0], View(g, self.plan.sample, None, place[1], host=self.host,
-                                                            ranked=self.plan.ranked['grad_output']))
+        self._capture(self.part, 'grad_output', place[0], View(g, self.plan.sample, None, place[1], host=self.host))
 
     def _unreal(self, name, t):
         "Complex and integer values are not measured, but named."
@@ -321,7 +322,7 @@ class Watcher:
                     if p.numel(): own.sig.append((probe, i)); own.flat.append(n)
             return norms
         sample = self.plan.sample if sample is ... else sample
-        views  = [View(t, sample, eps=self.eps.get(i), host=self.host, ranked=self.plan.ranked[probe])
+        views  = [View(t, sample, eps=self.eps.get(i), host=self.host)
                   for t, (i, _) in zip(ts, self.got)]
         for (i, p), v in zip(self.got, views): self._capture(own, probe, i, v, hist=p.dim() > 1)
         return [v.norm for v in views]
@@ -351,9 +352,14 @@ class Watcher:
     def _own(self, s, view):
         "A user's statistic: outside autocast, its random numbers its own, its result 0-dim."
         x = view.x
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False), \
-             torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            out = s.f(view)
+        kept = random.getstate(), np.random.get_state()
+        try:
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False), \
+                 torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                out = s.f(view)
+        finally:
+            random.setstate(kept[0])
+            np.random.set_state(kept[1])
         for v in out:
             if isinstance(v, torch.Tensor) and v.numel() != 1:
                 raise ValueError(f"a statistic gives one number a tensor; got a tensor of shape {tuple(v.shape)}")
