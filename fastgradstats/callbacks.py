@@ -192,7 +192,7 @@ class LayerStatsCallback(Callback):
             w = life.of[self] = Watcher(self.layer_plan)
             w.log.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
             life.watchers.append(w)
-        if live.new:
+        if live.new or live.constant is None:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
             live.constant = ConstantAnswer(w)

@@ -123,11 +123,6 @@ def bounds_of(m):
     if isinstance(m, nn.Hardtanh):                  return float(m.min_val), float(m.max_val)      # ReLU6 is one
     return None
 
-def floor_of(m):
-    "The value that no output of this module is below and many reach, or None."
-    if isinstance(m, nn.ReLU): return 0.
-    return float(m.min_val) if isinstance(m, nn.Hardtanh) else None
-
 def tensors(o, path=''):
     "(path, tensor) of every tensor in nested tuples, lists, dicts and named tuples; a lone tensor has the path ''."
     if isinstance(o, torch.Tensor): yield path, o

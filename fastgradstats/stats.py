@@ -15,9 +15,12 @@ from typing import Callable
 import numpy as np
 import torch
 
+from . import kernels
+
 SAMPLE    = 65536        # tensors with more elements are sampled for what is not a moment; see `stride_of`
 NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the absolute value
 DORMANT   = 0.025        # tau of Sokar et al. 2023, arXiv 2302.12902
+_NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
 CHUNK     = 8192         # elements that a float32 sum of squares may run over: 12 million at once are wrong by 5e-4
 
 
@@ -46,23 +49,6 @@ _MAGNITUDES    = np.concatenate([2.0 ** (o + np.log2(1 + np.arange(4) / 4)) for 
 _BIGGEST       = float(np.finfo(np.float32).max)
 BIN_EDGES      = np.concatenate([[-_BIGGEST], -_MAGNITUDES[::-1], _MAGNITUDES, [_BIGGEST]])          # (388,)
 BIN_LABELS     = {NEG_INF: '-inf', NEG_BIG: '< -65536', ZERO: 'zero', POS_BIG: '> 65536', POS_INF: '+inf', NAN: 'nan'}
-
-# The same bins as ranks in a sorted sample: bin i is what lies between keys i-1 and i. Positive bins hold their lower edge
-# and negative ones the edge nearer to 0, as the bit patterns do, so a negative key is the next float above its edge. After
-# the keys of the bins: for each threshold t of SMALL the two ends of |x| < t.
-SMALL    = (5e-324, NEAR_ZERO, float(np.nextafter(np.float32(2.0 ** -25), np.float32(1))))
-_AT      = {t: N_BINS - 1 + 2 * k for k, t in enumerate(SMALL)}
-_AT_ZERO = _AT[5e-324] + 1                                  # the rank of the first element that is not negative, less zeros
-_INF_KEY, _NAN_KEY = N_BINS - 3, N_BINS - 2
-
-def _keys(dtype):
-    up    = lambda v: np.nextafter(np.asarray(v, dtype), dtype(np.inf))
-    small = [k for t in SMALL for k in ((up(0.), dtype(0.)) if t == 5e-324 else (dtype(t), up(-t)))]
-    return np.concatenate([[dtype(-_BIGGEST)], up(-_MAGNITUDES[::-1]), _MAGNITUDES.astype(dtype), [dtype(np.inf), dtype(np.nan)],
-                           small]).astype(dtype)
-
-_KEYS = {np.dtype(d).char: _keys(d) for d in (np.float32, np.float64)}
-
 
 # --- reading a tensor ------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=None)
@@ -106,46 +92,69 @@ class View:
     On the CPU every reduction is a number at once (a look at memory, no copy). On a device it is a 0-dim tensor that
     stays there; nothing waits for it. `host` chooses between the two ways.
     """
-    def __init__(self, x, sample=SAMPLE, unit_dim=None, bounds=None, eps=None, host=None, ranked=False, floor=None):
-        self.raw      = x
+    def __init__(self, x, sample=SAMPLE, unit_dim=None, bounds=None, eps=None, host=None):
         self.x        = plain(x)
         self.n        = self.x.numel()
         self.unit_dim = unit_dim
         self.bounds   = bounds                     # of the activation function, for frac_saturated
         self.eps      = eps                        # of the optimizer, for frac_below_eps
-        self.floor    = floor                      # no element can be less: 0 after a ReLU
         self.host     = self.x.device.type == 'cpu' if host is None else host
         self.stride   = stride_of(tuple(self.x.shape), sample)
-        self.whole    = ranked and self.host and self.stride == 1 and self.n > 0      # all is read off the sorted elements
 
     def read(self, t): return float(t.numpy()) if self.host else t
 
     @cached_property
     def flat(self): return flat(self.x)
 
+    # Moments: always of everything. On the CPU one pass reads the sum, the squares and the extremes.
+    @cached_property
+    def _pass(self):
+        "(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the careful way."
+        if not self.host or not self.n: return None
+        x, units = self._rows()
+        if x is None: return None
+        lo, hi = np.empty((2, x.shape[1]), x.dtype)
+        total, squares = kernels.moments(x, lo, hi)
+        rest   = self.flat.numpy()[x.size:]
+        if len(rest):
+            few = np.empty((2, len(rest)), x.dtype)
+            t, q = kernels.moments(rest[None], *few)
+            total, squares, lo[0], hi[0] = total + t, squares + q, min(lo[0], few[0].min()), max(hi[0], few[1].max())
+        if not (math.isfinite(total) and squares < 1e37): return None        # NaN, Inf, or squares beyond a float32
+        if squares < 1e-30 and (lo.min() or hi.max()): return None           # squares too small for one
+        return total, squares, lo, hi, units
+
+    def _rows(self):
+        "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
+        if self.unit_dim is None:
+            k = self.n // 1024
+            return (self.flat[:k * 1024].view(k, 1024) if k else self.flat.view(1, -1)).numpy(), None
+        x, d = self.x, self.unit_dim % self.x.dim()
+        U = x.shape[d]
+        if self.by_unit is not None and self.by_unit.is_contiguous(): x = self.by_unit
+        elif d == 1 and x.is_contiguous():                            x = x.view(len(x), -1)
+        else: return None, None
+        k = 1
+        while k * x.shape[1] < 256 and len(x) % (2 * k) == 0: k *= 2         # short rows are read several at once
+        return x.view(-1, k * x.shape[1]).numpy(), (k, U, -1)
+
     @cached_property
     def sum(self):
         if not self.n: return 0.
-        if self.whole:
-            s = float(self.sorted.sum())
-            return s if math.isfinite(s) else float(self.sorted.sum(dtype=np.float64))
         if not self.host: return self.flat.sum(dtype=None if self.x.device.type == 'mps' else torch.float64)
-        s = self.read(self.flat.sum())
-        return s if math.isfinite(s) else self.read(self.flat.sum(dtype=torch.float64))   # float32 may overflow at 3e38
+        return self._pass[0] if self._pass else self.read(self.flat.sum(dtype=torch.float64))
 
     @cached_property
     def norm(self):
         "2-norm, right from the smallest to the largest float: squares of 1e-23 or 1e20 do not fit a float32."
+        if self._pass: return math.sqrt(self._pass[1])
         return self._safe_norm(self.flat) if self.n else 0.
 
-    def _safe_norm(self, x, most=None):
+    def _safe_norm(self, x):
         if self.host:
-            if self.whole and x is self.flat: r = math.sqrt(abs(np.dot(self.sorted, self.sorted)))
-            else:                             r = self.read(_norm(x))
-            if 1e-15 < r < 1e15: return r
             lo, hi = (float(t.numpy()) for t in torch.aminmax(x))
             m = max(-lo, hi)
-            if not (math.isfinite(m) and m > 0): return abs(r) if m == 0 else (math.nan if math.isnan(m) else math.inf)
+            if not (math.isfinite(m) and m > 0): return 0. if m == 0 else math.nan if math.isnan(m) else math.inf
             e = math.frexp(m)[1]
             return math.ldexp(self.read(_norm(x.double() * 2.0 ** -e)), e)
         lo, hi = torch.aminmax(x)
@@ -155,91 +164,75 @@ class View:
 
     @cached_property
     def m2_root(self):
-        """||x - mean||. From the norm and the mean where the mean is no larger than 10 std (the difference of the two then
+        """||x - mean||. From the squares and the sum where the mean is no larger than 10 std (the difference of the two then
         keeps 1e-5), else, and always on a device, in a second pass over x - mean."""
         if not self.n: return 0.
-        if self.host:
-            a, b = self.norm, self.sum / math.sqrt(self.n)
-            d    = a * a - b * b if a < 1e150 else math.nan
-            if 1e-15 < a < 1e15 and d > 0 and b * b <= 100 * d: return math.sqrt(d)
-            if not math.isfinite(a): return math.nan
-        return self._safe_norm(self.flat - self.sum / self.n if self.host else
-                               self.flat - (self.sum / self.n).to(self.x.dtype))
+        if self._pass:
+            squares, of_mean = self._pass[1], self._pass[0] ** 2 / self.n
+            if of_mean <= 100 * (squares - of_mean): return math.sqrt(squares - of_mean)
+        if self.host: return self._safe_norm(self.flat.double() - self.sum / self.n) if math.isfinite(self.sum) else math.nan
+        return self._safe_norm(self.flat - (self.sum / self.n).to(self.x.dtype))
 
     @cached_property
     def _extremes(self):
         if not self.n: return math.nan, math.nan
-        if self.whole:
-            lo, hi = float(self.sorted[0]), float(self.sorted[-1])
-            return (hi, hi) if math.isnan(hi) else (lo, hi)
-        if self.unit_dim is not None and 'unit_extremes' in self.__dict__:
-            lo, hi = self.unit_extremes
-            return self.read(lo.amin()), self.read(hi.amax())
-        lo, hi = torch.aminmax(self.flat)
-        return self.read(lo), self.read(hi)
+        if self._pass: return float(self._pass[2].min()), float(self._pass[3].max())
+        if self.unit_dim is not None and 'unit_extremes' in self.__dict__: lo, hi = self.unit_extremes
+        else:                                                              lo, hi = self.flat, self.flat
+        return self.read(lo.amin()), self.read(hi.amax())
     @property
     def min(self): return self._extremes[0]
     @property
     def max(self): return self._extremes[1]
 
-    # The sample. On the CPU it is sorted once and all else is read off the ranks: NumPy sorts 65,536 floats in 0.1 to 0.3 ms,
-    # where torch needs 1 ms for a median alone and counting into bins stalls on the many zeros after a ReLU.
+    # The sample: every stride-th element.
     @cached_property
     def n_sampled(self): return -(-self.n // self.stride)
     @property
     def scale(self): return self.n / self.n_sampled if self.n else 0.      # elements that one sampled element stands for
     @cached_property
-    def sample(self): return self.flat if self.stride == 1 else self.flat[::self.stride].contiguous()
+    def sample(self):
+        "A NumPy float32 array on the CPU, a tensor on a device.  # (n_sampled,)"
+        s = self.flat if self.stride == 1 else self.flat[::self.stride].contiguous()
+        if not self.host: return s
+        s = s.numpy()
+        return s if s.dtype == np.float32 else _to_float32(s)
     @cached_property
-    def sorted(self): return np.sort(self.sample.numpy())                  # NaN last
+    def abs_sample(self): return abs(self.sample)
     @cached_property
-    def ranks(self): return np.searchsorted(self.sorted, _KEYS[self.sorted.dtype.char])
+    def _tally(self):
+        "(counts of the bins, zeros, near zeros, non-finite) of the sample."
+        hist = np.empty(N_BINS)
+        return hist, *kernels.tally(self.sample.view(np.int32), _NEAR_BITS, BIN_OF_PATTERN, hist)
 
-    def count_below(self, t):
-        "How many elements have |x| < t."
-        if not self.host: return (self.sample.abs() < t).sum() * self.scale
-        if t in _AT: return int(self.ranks[_AT[t]] - self.ranks[_AT[t] + 1]) * self.scale
-        t = self.sorted.dtype.type(t)
-        return int(np.searchsorted(self.sorted, t) - np.searchsorted(self.sorted, -t, 'right')) * self.scale
-    def count_outside(self, lo, hi):
-        "How many elements have x < lo or x > hi; a NaN is neither."
-        if not self.host: return ((self.sample < lo) | (self.sample > hi)).sum() * self.scale
-        s = self.sorted
-        return int(np.searchsorted(s, s.dtype.type(lo)) + self.ranks[_NAN_KEY]
-                   - np.searchsorted(s, s.dtype.type(hi), 'right')) * self.scale
+    def count(self, mask):
+        "How many elements of the tensor the mask over its sample stands for."
+        return (np.count_nonzero(mask) if self.host else mask.sum()) * self.scale
     @cached_property
-    def count_nonfinite(self):
-        if not self.host: return (~torch.isfinite(self.sample)).sum() * self.scale
-        return int(self.n_sampled - self.ranks[_INF_KEY] + self.ranks[0]) * self.scale
-
+    def n_zero(self): return self._tally[1] * self.scale if self.host else self.count(self.sample == 0)
+    @cached_property
+    def n_near_zero(self): return self._tally[2] * self.scale if self.host else self.count(self.abs_sample < NEAR_ZERO)
+    @cached_property
+    def n_nonfinite(self): return self._tally[3] * self.scale if self.host else self.count(~torch.isfinite(self.sample))
     @cached_property
     def abs_sum(self):
         "Sum of magnitudes, scaled from the sample to the whole."
         if not self.n: return 0.
-        if not self.host: return self.sample.abs().sum(dtype=torch.float64) * self.scale
-        k = self.ranks[_AT_ZERO]
-        return float(self.sorted[k:].sum() - self.sorted[:k].sum()) * self.scale
+        s = self.abs_sample.sum() if self.host else self.abs_sample.sum(dtype=torch.float64)
+        if self.host and not math.isfinite(s): s = self.abs_sample.sum(dtype=np.float64)
+        return s * self.scale if not self.host else float(s) * self.scale
 
-    def kth(self, magnitude=False):
-        "Lower median of the sample, or of its magnitudes; NaN where the tensor has one."
+    def kth(self, s):
+        "Lower median of the sample or of its magnitudes; NaN where the tensor has one."
         if not self.n: return math.nan
         k = (self.n_sampled - 1) // 2
-        if not self.host:
-            s = self.sample.abs() if magnitude else self.sample
-            return s.sort().values[k] + torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
-        if math.isnan(self.max): return math.nan
-        s = self.sorted
-        if not magnitude: return float(s[k])
-        z = self.ranks[_AT_ZERO]                                           # s[:z] are negative
-        return float(_kth_of_two(-s[:z][::-1], s[z:], k))
+        if not self.host: return s.sort().values[k] + torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
+        return math.nan if math.isnan(self.max) else float(np.partition(s, k)[k])
 
     @cached_property
     def hist(self):
         "Counts over the N_BINS fixed bins, scaled to the whole tensor.  # (N_BINS,)"
-        if self.host:
-            r = np.empty(N_BINS + 1)
-            r[0], r[1:-1], r[-1] = 0, self.ranks[:N_BINS - 1], self.n_sampled
-            return (r[1:] - r[:-1]) * self.scale
+        if self.host: return self._tally[0] * self.scale
         s   = self.sample.float()
         raw = ((s.view(torch.int32) >> 21) + 1024).long()
         raw = torch.zeros(2048, device=s.device).scatter_add_(0, raw, torch.ones_like(s))
@@ -264,12 +257,11 @@ class View:
     def unit_extremes(self):
         "The least and the greatest value of each unit; the identities of min and max where there is no element."
         if not self.n: return self._no_units(math.inf), self._no_units(-math.inf)
-        hi = self.over_units(torch.amax)
-        if self.floor is not None and self.host and self.unit_dim % self.x.dim() > 0:
-            head = View(self.x[:64], None, self.unit_dim)       # a unit that has reached the floor here has no lower value
-            lo   = head.over_units(torch.amin)
-            if bool((lo == self.floor).numpy().all()): return torch.where(torch.isnan(hi), hi, lo), hi
-        return self.over_units(torch.amin), hi                                                   # (unit,), (unit,)
+        if self._pass:
+            *_, lo, hi, units = self._pass
+            return (torch.from_numpy(lo.reshape(units).min(axis=(0, 2))),
+                    torch.from_numpy(hi.reshape(units).max(axis=(0, 2))))
+        return self.over_units(torch.amin), self.over_units(torch.amax)                          # (unit,), (unit,)
     def _no_units(self, value): return self.x.new_full((self.x.shape[self.unit_dim],), value)
     @cached_property
     def unit_abs_sum(self):
@@ -280,15 +272,18 @@ class View:
 @lru_cache(maxsize=None)
 def _bin_of_pattern_on(device): return torch.from_numpy(BIN_OF_PATTERN).to(device)
 
-def _kth_of_two(a, b, k):
-    "The k-th smallest (from 0) of two sorted arrays together."
-    lo, hi = max(0, k + 1 - len(b)), min(k + 1, len(a))
-    while lo < hi:
-        i = (lo + hi) // 2
-        if a[i] < b[k - i]: lo = i + 1
-        else:               hi = i
-    j = k + 1 - lo
-    return max(([a[lo - 1]] if lo else []) + ([b[j - 1]] if j else []))
+def _to_float32(s):
+    "float64 as float32 that stays non-zero and finite where it was."
+    with np.errstate(over='ignore', under='ignore'): t = s.astype(np.float32)
+    t = np.where((t == 0) & (s != 0), np.copysign(np.float32(1e-45), s), t)
+    return np.where(np.isinf(t) & np.isfinite(s), np.copysign(np.float32(_BIGGEST), s), t).astype(np.float32)
+
+
+@lru_cache(maxsize=None)
+def warm_up():
+    "Compile, or load from disk, what the first batch would otherwise wait for."
+    v = View(torch.ones(2, 3), unit_dim=1)
+    v.unit_extremes, v.hist
 
 
 # --- what a statistic is ---------------------------------------------------------------------------------------------
@@ -303,7 +298,6 @@ class Statistic:
     kind:   str      = 'scalar'                               # scalar, hist, or unit (kept per unit, read by windows)
     doc:    str      = field(repr=False, default='')
     own:    bool     = field(repr=False, default=False)       # a user's: it gets the tensor, not the View
-    ranked: bool     = field(repr=False, default=False)       # read off the sorted sample
 
     def __call__(self, x, **kw):
         "The value of one tensor, as a NumPy number or array."
@@ -343,16 +337,15 @@ def _std_merge(a, b):                              # Chan, Golub and LeVeque 197
     return n, sa + sb, np.sqrt(ra ** 2 + rb ** 2 + d ** 2 * na * nb / np.where(n > 0, n, 1))
 
 def _share(name, doc, count):
-    return Statistic(name, 'share of elements', lambda v: (count(v), v.n), _add, _ratio, doc=doc, ranked=True)
+    return Statistic(name, 'share of elements', lambda v: (count(v), v.n), _add, _ratio, doc=doc)
 
 def _saturated(v):
     if v.bounds is None: return math.nan
     lo, hi = v.bounds
     edge   = .015 * (hi - lo)                      # 3 % of the half range: |tanh| > .97, a sigmoid outside .015 to .985
-    return v.count_outside(lo + edge, hi - edge)
+    return v.count((v.sample < lo + edge) | (v.sample > hi - edge))
 
-def _underflow(v):
-    return v.count_below(SMALL[2]) - v.count_below(SMALL[0]) + v.count_outside(-65519.996, 65519.996)
+def _underflow(v): return v.count((v.abs_sample > 0) & (v.abs_sample <= 2.0 ** -25) | (v.abs_sample >= 65520.))
 
 def _extreme(f):
     "min or max that lets NaN through, except the NaN of a tensor without elements."
@@ -382,17 +375,17 @@ abs_max  = Statistic('abs_max', '', lambda v: (v.min, v.max, v.n),
                      lambda a, b: (_extreme(np.minimum)((a[0], a[2]), (b[0], b[2]))[0],
                                    *_extreme(np.maximum)((a[1], a[2]), (b[1], b[2]))),
                      lambda lo, hi, n: np.maximum(np.abs(lo), np.abs(hi)), doc='Largest magnitude.')
-abs_mean   = Statistic('abs_mean', '', lambda v: (v.abs_sum, v.n), _add, _ratio, doc='Mean magnitude (sampled).', ranked=True)
-median     = Statistic('median', '', lambda v: (v.kth(),), doc='Lower median, with sign (sampled).', ranked=True)
-abs_median = Statistic('abs_median', '', lambda v: (v.kth(True),), doc='Lower median of the magnitudes (sampled).', ranked=True)
-frac_zero      = _share('frac_zero', 'Share of exact zeros (sampled).', lambda v: v.count_below(SMALL[0]))
-frac_near_zero = _share('frac_near_zero', f'Share of |x| < {NEAR_ZERO} (sampled).', lambda v: v.count_below(NEAR_ZERO))
-frac_nonfinite = _share('frac_nonfinite', 'Share of NaN and Inf (sampled).', lambda v: v.count_nonfinite)
+abs_mean   = Statistic('abs_mean', '', lambda v: (v.abs_sum, v.n), _add, _ratio, doc='Mean magnitude (sampled).')
+median     = Statistic('median', '', lambda v: (v.kth(v.sample),), doc='Lower median, with sign (sampled).')
+abs_median = Statistic('abs_median', '', lambda v: (v.kth(v.abs_sample),), doc='Lower median of the magnitudes (sampled).')
+frac_zero      = _share('frac_zero', 'Share of exact zeros (sampled).', lambda v: v.n_zero)
+frac_near_zero = _share('frac_near_zero', f'Share of |x| < {NEAR_ZERO} (sampled).', lambda v: v.n_near_zero)
+frac_nonfinite = _share('frac_nonfinite', 'Share of NaN and Inf (sampled).', lambda v: v.n_nonfinite)
 frac_underflow_fp16 = _share('frac_underflow_fp16', 'Share that float16 would round to zero (0 < |x| <= 2^-25) or overflow '
                              '(|x| >= 65520) (sampled).', _underflow)
 frac_below_eps = _share('frac_below_eps', "Share of |x| below the optimizer's eps, which then rules the update; NaN for an "
                         'optimizer without second moments (sampled).',
-                        lambda v: math.nan if v.eps is None else v.count_below(v.eps))
+                        lambda v: math.nan if v.eps is None else v.count(v.abs_sample < v.eps))
 frac_saturated = _share('frac_saturated', 'Share within 3 % of the bounds of a bounded activation function; NaN for others '
                         '(sampled).', _saturated)
 hist     = Statistic('hist', 'elements', lambda v: (v.hist,), _add, kind='hist',

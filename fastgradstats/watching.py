@@ -21,7 +21,7 @@ from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
                      unit_axis, unwrap)
-from .stats import CHUNK, View
+from .stats import CHUNK, View, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
@@ -95,6 +95,7 @@ class Watcher:
         self.opt = opt
         self._attach_params()
         self.log.meta.setdefault('model', type(model).__name__)
+        if self.host is not False: warm_up()
         self._since = time.perf_counter()
 
     def _attach_params(self):
