@@ -105,7 +105,7 @@ class _Live:
         self.start    = 0.
         self.paused   = None
         self.constant = None
-        self.fit      = 0
+        self.fit      = self.epoch = 0
 
 
 class LayerStatsCallback(Callback):
@@ -157,7 +157,7 @@ class LayerStatsCallback(Callback):
     @property
     def record(self):
         "What this callback recorded of its learner."
-        if self.learn is None: raise AttributeError(f"{type(self).__name__} is not attached to a Learner: read "
+        if self.learn is None: raise ValueError(f"{type(self).__name__} is not attached to a Learner: read "
                                                     f"learn.layer_stats, which outlives it")
         life = _LIVES.get(self.learn)
         w    = life and life.of.get(self)
@@ -206,7 +206,7 @@ class LayerStatsCallback(Callback):
         w    = live.watcher
         if w is None: return
         learn = self.learn
-        w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=learn.epoch,
+        w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=live.epoch,
                 left=learn.n_iter - learn.iter, t=time.perf_counter() - live.start)
         live.i += 1
         live.life.iter = live.i
@@ -249,6 +249,10 @@ class LayerStatsCallback(Callback):
         w.end_epoch()
         self._leave()
 
+    def before_epoch(self):
+        live = self._live
+        if live.fitting and not live.nested: live.epoch = self.learn.epoch         # a nested validation sets it to 0
+
     def after_epoch(self):
         live = self._live
         if live.fitting and not live.nested and not live.new and live.constant is not None: self._take_epoch()
@@ -275,7 +279,7 @@ class LayerStatsCallback(Callback):
         if not log: return
         names = [n for n in rec.metric_names[1:] if n != 'time']
         vals  = list(log[1:])[-len(names):]                           # a validation inside the epoch has added to its front
-        if vals: live.last.log.epochs.append(dict(fit=live.fit, epoch=self.learn.epoch,
+        if vals: live.last.log.epochs.append(dict(fit=live.fit, epoch=live.epoch,
                                                   **{n: _number(v) for n, v in zip(names, vals)}))
 
     # --- pictures of what was recorded -------------------------------------------------------------------------------

@@ -104,6 +104,7 @@ class Gathering:
         for part in row.parts:
             for key, s, p in part.units:
                 self.now[key] = p if key not in self.now else s.merge(self.now[key], p)
+            part.units = []
         self.now_rows += 1
         self.now_iters = (self.now_iters[0] if self.now_iters else i, i)
         if self.plan.window and self.now_rows >= self.plan.window: self._close()

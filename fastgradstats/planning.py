@@ -24,7 +24,7 @@ class Plan:
         for probe in PROBES:
             specs = probes.get(probe)
             if specs is None: continue
-            if isinstance(specs, str) or callable(specs): specs = [specs]
+            if isinstance(specs, str) or callable(specs) or not isinstance(specs, (list, tuple)): specs = [specs]
             found = [resolve(s, probe) for s in specs]
             for s in found:
                 if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the record is. "
@@ -46,6 +46,7 @@ class Plan:
         self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
+        self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):

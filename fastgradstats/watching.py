@@ -21,7 +21,7 @@ from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
                      unit_axis, unwrap)
-from .stats import CHUNK, View, warm_up
+from .stats import CHUNK, View, views, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
@@ -226,7 +226,7 @@ class Watcher:
             norms = self._capture_params('grad_used', [p.grad for _, p in self.got])
         if self.got: self.row.clip = 1. if same else _divide(_total(norms), self.row.grad_norm)
         if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got])
-        if 'update' in self.plan.stats: self._keep()
+        if 'update' in self.plan.stats and self.got: self._keep()
 
     @_timed
     def after_update(self):
@@ -323,10 +323,10 @@ class Watcher:
                     if p.numel(): own.sig.append((probe, i)); own.flat.append(n)
             return norms
         sample = self.plan.sample if sample is ... else sample
-        views  = [View(t, sample, eps=self.eps.get(i), host=self.host)
-                  for t, (i, _) in zip(ts, self.got)]
-        for (i, p), v in zip(self.got, views): self._capture(own, probe, i, v, hist=p.dim() > 1)
-        return [v.norm for v in views]
+        read   = views(ts, sample, self.host)
+        for v, (i, _) in zip(read, self.got): v.eps = self.eps.get(i)
+        for (i, p), v in zip(self.got, read): self._capture(own, probe, i, v, hist=p.dim() > 1)
+        return [v.norm for v in read]
 
     def _norms(self, ts):
         "The 2-norm of every tensor; on the CPU those of the small ones in one call."

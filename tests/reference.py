@@ -29,13 +29,16 @@ def same_states(a, b):
     return (torch.equal(a[0], b[0]) and a[1][0] == b[1][0] and np.array_equal(a[1][1], b[1][1]) and a[1][2:] == b[1][2:]
             and a[2] == b[2])
 
+class Items(list):
+    def new_empty(self): return Items()
+
 def loaders(n=40, shape=(6,), bs=8, classes=3, n_valid=8, shuffle=True, x=None):
     g = torch.Generator().manual_seed(7)
     x = torch.randn(n + n_valid, *shape, generator=g) if x is None else x
     y = torch.randint(classes, (len(x),), generator=g)
-    items = list(zip(x, y))
-    return DataLoaders(DataLoader(items[:n], bs=bs, shuffle=shuffle, num_workers=0),
-                       DataLoader(items[n:], bs=bs, num_workers=0), device='cpu')
+    items = Items(zip(x, y))
+    return DataLoaders(DataLoader(Items(items[:n]), bs=bs, shuffle=shuffle, num_workers=0),
+                       DataLoader(Items(items[n:]), bs=bs, num_workers=0), device='cpu')
 
 def mlp(): return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
 

@@ -162,7 +162,7 @@ def test_two_of_a_class_are_refused():
     learn = learner('mlp', [GradStatsCallback(), GradStatsCallback()])
     with pytest.raises(ValueError, match='2 GradStatsCallback on one Learner'): learn.fit(1)
     learn = learner('mlp', GradStatsCallback())
-    with pytest.raises(ValueError, match='2 GradStatsCallback on one Learner'): learn.fit(1, cbs=GradStatsCallback)
+    with pytest.raises(ValueError, match='2 GradStatsCallback on one Learner'): learn.fit(1, cbs=GradStatsCallback())
     assert not hooks_on(learn.model)
     learn.fit(1)
     assert len(learn.layer_stats) == 5
@@ -293,7 +293,7 @@ def test_a_validation_inside_a_fit_neither_adds_nor_loses_rows(event, act):
         order = 80
         def __call__(self, name):
             if name == event and not busy and (name != 'after_batch' and name != 'after_step' or self.learn.model.training):
-                kept = {k: self.learn.__dict__.get(k) for k in ('dl', 'xb', 'yb', 'iter', 'n_iter', 'pred', 'loss')}
+                kept = {k: self.learn.__dict__.get(k) for k in ('dl', 'xb', 'yb', 'iter', 'n_iter', 'pred', 'loss', 'loss_grad', 'training')}
                 nested(self.learn)
                 self.learn.__dict__.update(kept)
     bare = learner('mlp', Nest())
@@ -409,7 +409,6 @@ def test_copies_and_pickles_made_in_the_middle_of_a_fit_are_inert(tmp_path):
         kept.append(pickle.loads(pickle.dumps(learn.model)))
         torch.save(learn.model, tmp_path / 'm.pt')
         kept.append(torch.load(tmp_path / 'm.pt', weights_only=False))
-        kept.append(copy.deepcopy(learn).model)
         learn.save(tmp_path / 'saved')
     learn = learner('mlp', [LayerStatsCallback(verbose=False, **EVERY), Hooked('after_backward', copying)])
     learn.fit(1)
@@ -458,7 +457,7 @@ def test_three_lines_are_printed_when_a_fit_ends(capsys):
     assert out[0].startswith('recorded 6 parameters and 2 activations over 5 of 5 iterations')
     assert out[1].startswith('loss ') and 'gain' in out[1] and 'lowest elasticity' in out[1]
     assert 'dead units' in out[2] and 'non-finite' in out[2]
-    learn.validate(); learn.get_preds(); learn.lr_find(num_it=3, show_plot=False)
+    learn.validate(); learn.get_preds(); learn.lr_find(num_it=8, show_plot=False)
     assert 'recorded' not in capsys.readouterr().out
     learn.fit(1)
     assert 'in 2 fits' in capsys.readouterr().out
@@ -477,20 +476,21 @@ def test_the_callbacks_answer_as_fastai_names_them():
     hist.plot(); hist.color_dim(-2); hist.dead_chart(); hist.plot_layer_stats(-2)
     plt.close('all')
     mean, std, near = hist.layer_stats(-2)
-    np.testing.assert_array_equal(mean, learn.layer_stats['activation', 'mean'][:, -2])
+    np.testing.assert_allclose(mean, learn.layer_stats['activation', 'mean'][:, -2], rtol=1e-6)
     assert len(mean) == len(std) == len(near) == 15 and hist.hist(-2).shape == (40, 15)
     with pytest.raises(IndexError, match='there are 2 activations'): hist.hist(2)
 
 def test_fastbooks_calls_give_what_activation_stats_gives():
     from fastai.callback.hook import ActivationStats
-    learn = learner('mlp', [ActivationStats(with_hist=True), ActivationHistCallback()])
+    learn = learner('mlp', ActivationHistCallback())
+    learn.add_cb(ActivationStats(with_hist=True, modules=[learn.model[1], learn.model[3]]))
     learn.fit(2)
-    for idx, site in ((1, 0), (3, 1)):                                # ActivationStats has every layer, we the activations
+    for idx in (-2, -1):
         want = learn.activation_stats.layer_stats(idx)
-        got  = learn.activation_hist.layer_stats(site)
+        got  = learn.activation_hist.layer_stats(idx)
         np.testing.assert_allclose(got[0], np.array(want[0], float), atol=1e-5)
         np.testing.assert_allclose(got[1], np.array(want[1], float), rtol=.01)           # theirs divides by n - 1
-        theirs, ours = learn.activation_stats.hist(idx), learn.activation_hist.hist(site)
+        theirs, ours = learn.activation_stats.hist(idx), learn.activation_hist.hist(idx)
         assert theirs.shape == ours.shape
         assert abs(float(np.expm1(theirs.numpy()).sum()) - float(np.expm1(ours.numpy()).sum())) < .05 * 10 * 80
 
@@ -542,9 +542,10 @@ def test_between_flushes_nothing_waits_for_the_device(monkeypatch):
         for name in ('cpu', 'numpy', 'tolist', 'item', '__float__', '__bool__', '__int__'):
             old = getattr(torch.Tensor, name)
             monkeypatch.setattr(torch.Tensor, name, lambda t, *a, _o=old, _n=name: (waits.append(_n), _o(t, *a))[1])
-        learn.fit(1)                                                   # the first batch may look
-        waits.clear()
-        with counted: learn.fit(1)
+        def begin(learn): waits.clear(); counted.__enter__()
+        learn.add_cb(Hooked('before_batch', begin, at=1, order=-50))   # the first batch of a fit may look at the loss
+        learn.fit(2)
+        counted.__exit__(None, None, None)
         monkeypatch.undo()
         return sorted(waits), sorted(counted.seen), learn
     bare_waits, bare_seen, _ = run(None)
