@@ -21,9 +21,11 @@ def compiled(**options):
 
 
 @compiled(fastmath=LOOSE)
-def moments(x, lo, hi):                             # x: (row, column); lo, hi: (column,), written
-    "Sum and sum of squares of all; least and greatest of each column."
+def moments(x, lo, hi, sample, stride):             # x: (row, column); lo, hi: (column,), sample: (n,), all three written
+    """Sum and sum of squares of all; least and greatest of each column; and, as long as a row is in the cache, every
+    stride-th element in the order of the rows, until `sample` is full."""
     total = squares = 0.
+    taken = 0
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
     for r in range(x.shape[0]):
         s = q = x.dtype.type(0)
@@ -35,6 +37,9 @@ def moments(x, lo, hi):                             # x: (row, column); lo, hi: 
             hi[c] = max(hi[c], v)
         total   += s
         squares += q
+        stop = min(((r + 1) * x.shape[1] - 1) // stride + 1, len(sample))
+        for k in range(taken, stop): sample[k] = x[r, k * stride - r * x.shape[1]]
+        taken = max(taken, stop)
     return total, squares
 
 
@@ -59,3 +64,50 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
         small += m < near
         bad   += m >= INF
     return zeros, small, bad
+
+
+@compiled()
+def select(bits, k, magnitude):                     # bits: (n,) int32 of float32
+    "The bits of the k-th smallest (from 0), or of the k-th smallest magnitude, by three passes of counting."
+    known = np.int64(0)
+    for step in range(3):
+        shift, width = (21, 2048) if step == 0 else (10, 2048) if step == 1 else (0, 1024)
+        counts = np.zeros(width, np.int32)
+        for i in range(len(bits)):
+            b   = np.int64(bits[i])
+            key = (b & 0x7fffffff if magnitude else b if b >= 0 else b ^ 0x7fffffff) + 0x80000000     # in the floats' order
+            if step == 0 or (key >> (21 if step == 1 else 10)) == known: counts[(key >> shift) & (width - 1)] += 1
+        j = 0
+        while k >= counts[j]:
+            k -= counts[j]
+            j += 1
+        known = known * width + j
+    key = known - 0x80000000
+    return np.int32(key if key >= 0 else key ^ 0x7fffffff)
+
+
+@compiled()
+def small(x, ends, near, bin_of_pattern, out, hist):
+    """All statistics of many small tensors that lie one behind the other in `x`, tensor `t` up to `ends[t]`.
+
+    out: (tensor, 10), written: sum, sum of squares, least, greatest, sum of magnitudes, zeros, near zeros, non-finite, the
+    bits of the lower median and of the lower median of the magnitudes; hist: (tensor, bin), written.
+    """
+    start = 0
+    bits  = x.view(np.int32)
+    for t in range(len(ends)):
+        total = squares = mags = 0.
+        lo = hi = x[start]
+        for i in range(start, ends[t]):
+            v        = np.float64(x[i])
+            total   += v
+            squares += v * v
+            mags    += abs(v)
+            if x[i] < lo: lo = x[i]
+            if x[i] > hi: hi = x[i]
+        part = bits[start:ends[t]]
+        k    = (len(part) - 1) // 2
+        out[t, 0], out[t, 1], out[t, 2], out[t, 3], out[t, 4] = total, squares, lo, hi, mags
+        out[t, 5], out[t, 6], out[t, 7] = tally(part, near, bin_of_pattern, hist[t])
+        out[t, 8], out[t, 9] = select(part, k, False), select(part, k, True)
+        start = ends[t]

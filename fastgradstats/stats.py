@@ -21,6 +21,7 @@ SAMPLE    = 65536        # tensors with more elements are sampled for what is no
 NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the absolute value
 DORMANT   = 0.025        # tau of Sokar et al. 2023, arXiv 2302.12902
 _NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
+SMALL     = 16384        # tensors of up to so many elements are read many in one call
 CHUNK     = 8192         # elements that a float32 sum of squares may run over: 12 million at once are wrong by 5e-4
 
 
@@ -92,7 +93,7 @@ class View:
     On the CPU every reduction is a number at once (a look at memory, no copy). On a device it is a 0-dim tensor that
     stays there; nothing waits for it. `host` chooses between the two ways.
     """
-    def __init__(self, x, sample=SAMPLE, unit_dim=None, bounds=None, eps=None, host=None):
+    def __init__(self, x, sample=SAMPLE, unit_dim=None, bounds=None, eps=None, host=None, sampled=True):
         self.x        = plain(x)
         self.n        = self.x.numel()
         self.unit_dim = unit_dim
@@ -100,6 +101,7 @@ class View:
         self.eps      = eps                        # of the optimizer, for frac_below_eps
         self.host     = self.x.device.type == 'cpu' if host is None else host
         self.stride   = stride_of(tuple(self.x.shape), sample)
+        self.sampled  = sampled and self.stride > 1          # the sample is wanted: take it in the pass over the moments
 
     def read(self, t): return float(t.numpy()) if self.host else t
 
@@ -114,11 +116,13 @@ class View:
         x, units = self._rows()
         if x is None: return None
         lo, hi = np.empty((2, x.shape[1]), x.dtype)
-        total, squares = kernels.moments(x, lo, hi)
         rest   = self.flat.numpy()[x.size:]
+        sample = np.empty(self.n_sampled if self.sampled and not len(rest) else 0, x.dtype)
+        total, squares = kernels.moments(x, lo, hi, sample, self.stride)
+        if len(sample): self.__dict__['sample'] = sample if x.dtype == np.float32 else _to_float32(sample)
         if len(rest):
             few = np.empty((2, len(rest)), x.dtype)
-            t, q = kernels.moments(rest[None], *few)
+            t, q = kernels.moments(rest[None], *few, sample, 1)
             total, squares, lo[0], hi[0] = total + t, squares + q, min(lo[0], few[0].min()), max(hi[0], few[1].max())
         if not (math.isfinite(total) and squares < 1e37): return None        # NaN, Inf, or squares beyond a float32
         if squares < 1e-30 and (lo.min() or hi.max()): return None           # squares too small for one
@@ -222,7 +226,11 @@ class View:
         if self.host and not math.isfinite(s): s = self.abs_sample.sum(dtype=np.float64)
         return s * self.scale if not self.host else float(s) * self.scale
 
-    def kth(self, s):
+    @cached_property
+    def median(self):     return self._kth(self.sample)
+    @cached_property
+    def abs_median(self): return self._kth(self.abs_sample)
+    def _kth(self, s):
         "Lower median of the sample or of its magnitudes; NaN where the tensor has one."
         if not self.n: return math.nan
         k = (self.n_sampled - 1) // 2
@@ -272,6 +280,21 @@ class View:
 @lru_cache(maxsize=None)
 def _bin_of_pattern_on(device): return torch.from_numpy(BIN_OF_PATTERN).to(device)
 
+def views(tensors, sample=SAMPLE, host=None):
+    "A View of each tensor; on the CPU one call reads all the small ones."
+    out = [View(t, sample, host=host) for t in tensors]
+    few = [v for v in out if v.host and 0 < v.n <= SMALL and v.stride == 1 and v.x.dtype == torch.float32]
+    if len(few) < 2: return out
+    flats = torch.cat([v.flat for v in few]).numpy()
+    found, hists = np.empty((len(few), 10)), np.empty((len(few), N_BINS))
+    kernels.small(flats, np.cumsum([v.n for v in few]), _NEAR_BITS, BIN_OF_PATTERN, found, hists)
+    medians = found[:, 8:].astype(np.int32).view(np.float32).astype(float).tolist()
+    for v, (total, squares, lo, hi, mags, *counts, _, _), (med, abs_med), hist in zip(few, found.tolist(), medians, hists):
+        if not (1e-280 < squares < 1e280 or lo == hi == 0): continue                       # NaN, Inf: by itself
+        v.__dict__.update(_pass=(total, squares, None, None, None), _extremes=(lo, hi), abs_sum=mags,
+                          _tally=(hist, *counts), median=med, abs_median=abs_med)
+    return out
+
 def _to_float32(s):
     "float64 as float32 that stays non-zero and finite where it was."
     with np.errstate(over='ignore', under='ignore'): t = s.astype(np.float32)
@@ -282,7 +305,8 @@ def _to_float32(s):
 @lru_cache(maxsize=None)
 def warm_up():
     "Compile, or load from disk, what the first batch would otherwise wait for."
-    v = View(torch.ones(2, 3), unit_dim=1)
+    v, _ = views([torch.ones(2, 3), torch.ones(3)])
+    v = View(v.x, unit_dim=1)
     v.unit_extremes, v.hist
 
 
@@ -298,6 +322,7 @@ class Statistic:
     kind:   str      = 'scalar'                               # scalar, hist, or unit (kept per unit, read by windows)
     doc:    str      = field(repr=False, default='')
     own:    bool     = field(repr=False, default=False)       # a user's: it gets the tensor, not the View
+    sampled: bool    = field(repr=False, default=False)       # of a sample where the tensor is large
 
     def __call__(self, x, **kw):
         "The value of one tensor, as a NumPy number or array."
@@ -337,7 +362,7 @@ def _std_merge(a, b):                              # Chan, Golub and LeVeque 197
     return n, sa + sb, np.sqrt(ra ** 2 + rb ** 2 + d ** 2 * na * nb / np.where(n > 0, n, 1))
 
 def _share(name, doc, count):
-    return Statistic(name, 'share of elements', lambda v: (count(v), v.n), _add, _ratio, doc=doc)
+    return Statistic(name, 'share of elements', lambda v: (count(v), v.n), _add, _ratio, doc=doc, sampled=True)
 
 def _saturated(v):
     if v.bounds is None: return math.nan
@@ -375,9 +400,9 @@ abs_max  = Statistic('abs_max', '', lambda v: (v.min, v.max, v.n),
                      lambda a, b: (_extreme(np.minimum)((a[0], a[2]), (b[0], b[2]))[0],
                                    *_extreme(np.maximum)((a[1], a[2]), (b[1], b[2]))),
                      lambda lo, hi, n: np.maximum(np.abs(lo), np.abs(hi)), doc='Largest magnitude.')
-abs_mean   = Statistic('abs_mean', '', lambda v: (v.abs_sum, v.n), _add, _ratio, doc='Mean magnitude (sampled).')
-median     = Statistic('median', '', lambda v: (v.kth(v.sample),), doc='Lower median, with sign (sampled).')
-abs_median = Statistic('abs_median', '', lambda v: (v.kth(v.abs_sample),), doc='Lower median of the magnitudes (sampled).')
+abs_mean   = Statistic('abs_mean', '', lambda v: (v.abs_sum, v.n), _add, _ratio, doc='Mean magnitude (sampled).', sampled=True)
+median     = Statistic('median', '', lambda v: (v.median,), doc='Lower median, with sign (sampled).', sampled=True)
+abs_median = Statistic('abs_median', '', lambda v: (v.abs_median,), doc='Lower median of the magnitudes (sampled).', sampled=True)
 frac_zero      = _share('frac_zero', 'Share of exact zeros (sampled).', lambda v: v.n_zero)
 frac_near_zero = _share('frac_near_zero', f'Share of |x| < {NEAR_ZERO} (sampled).', lambda v: v.n_near_zero)
 frac_nonfinite = _share('frac_nonfinite', 'Share of NaN and Inf (sampled).', lambda v: v.n_nonfinite)
@@ -388,7 +413,7 @@ frac_below_eps = _share('frac_below_eps', "Share of |x| below the optimizer's ep
                         lambda v: math.nan if v.eps is None else v.count(v.abs_sample < v.eps))
 frac_saturated = _share('frac_saturated', 'Share within 3 % of the bounds of a bounded activation function; NaN for others '
                         '(sampled).', _saturated)
-hist     = Statistic('hist', 'elements', lambda v: (v.hist,), _add, kind='hist',
+hist     = Statistic('hist', 'elements', lambda v: (v.hist,), _add, kind='hist', sampled=True,
                      doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
 frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,
                          lambda a, b: (torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])),

@@ -177,7 +177,7 @@ class Watcher:
             names = self.log.ends[probe]
             if path not in [n for n, *_ in names]: names.append((path, str(t.dtype).replace('torch.', '')))
             self._capture(self.part, probe, [n for n, _ in names].index(path),
-                          View(t, self.plan.sample, host=self.host))
+                          View(t, self.plan.sample, host=self.host, sampled=self.plan.sampled[probe]))
 
     @_timed
     def loss(self, loss, constant=None):
@@ -298,7 +298,8 @@ class Watcher:
             if self.mode == FORWARD and 'activation' in self.plan.stats:
                 dim = self.plan.unit_dim if self.plan.unit_dim is not None else axis
                 dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
-                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host)
+                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host,
+                           sampled=self.plan.sampled['activation'])
                 if v.unit_dim is not None and v.n: self._capture_units(site, v)
                 self._capture(self.part, 'activation', site, v)
             if 'grad_output' in self.plan.stats and t.requires_grad: t.register_hook(_Hook(self, 'saw_grad', (site, bounds)))
@@ -336,7 +337,7 @@ class Watcher:
         if few:
             with torch.no_grad(): norms = torch.stack(torch._foreach_norm([ts[k] for k in few])).numpy().tolist()
             out = {k: n for k, n in zip(few, norms) if 1e-15 < n < 1e15}         # the others need the careful way
-        return [out[k] if k in out else View(t, None, host=self.host).norm for k, t in enumerate(ts)]
+        return [out[k] if k in out else View(t, None, host=self.host, sampled=False).norm for k, t in enumerate(ts)]
 
     def _capture(self, part, probe, layer, view, hist=True):
         if not view.n: return
