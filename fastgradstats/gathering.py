@@ -84,6 +84,7 @@ class Gathering:
         self.meta     = {}
         self.ignored  = {}                        # name -> why it is not observed
         self.told     = set()
+        self.spare_won = None                     # whether the sites are those for models without nonlinearities; not known yet
         self._widths, self._cache = {}, None
 
     # --- rows --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
 
 import torch
@@ -19,10 +21,12 @@ ENDS       = ('input', 'output')                              # read at the mode
 PROBES     = OUTPUTS + PARAMETERS + ENDS
 
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
-NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values()
-                   if isinstance(c, type) and issubclass(c, nn.Module) and c not in (nn.Module, nn.MultiheadAttention))
+NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)
+                   and c.__module__ == 'torch.nn.modules.activation' and c is not nn.MultiheadAttention)
 CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)      # units are on axis 1 after these
-NOT_NONLINEAR = ('Dropout', 'Flatten', 'Identity', 'Embedding', 'View', 'Reshape')        # in the name of a parameterless leaf
+NOT_NONLINEAR = ('Drop', 'StochasticDepth', 'Flatten', 'Identity', 'Embed', 'View', 'Reshape', 'Permute', 'Pool', 'Pad',
+                 'Merge', 'Concat', 'Resize', 'Upsample', 'Interpolate', 'Shuffle', 'Norm', 'Debug', 'ToTensor',
+                 'Loss')                                                          # in the name of a parameterless leaf
 
 
 def unwrap(model):
@@ -40,14 +44,14 @@ def own_params(m): return [p for p in m._parameters.values() if p is not None]
 
 def named(model):
     "(name, module) of every module below the root, each once; inner compile wrappers left out of the names."
-    out = []
+    seen, out = set(), []
     def walk(m, prefix):
         for n, c in m.named_children():
-            c    = unwrap(c)
-            name = f'{prefix}{n}'
-            if all(c is not d for _, d in out):
-                out.append((name, c))
-                walk(c, name + '.')
+            c = unwrap(c)
+            if id(c) in seen: continue
+            seen.add(id(c))
+            out.append((f'{prefix}{n}', c))
+            walk(c, f'{prefix}{n}.')
     walk(model, '')
     return out
 
@@ -61,14 +65,24 @@ def named_params(model):
             out.append((f'{name}.{n}' if name else n, name, m, p))
     return out
 
-def is_leaf(m): return next(m.children(), None) is None
+def is_leaf(m):
+    "Whether a module has no modules inside; those that compute a parametrized weight (weight norm) do not count."
+    return all(n == 'parametrizations' for n in m._modules)
 
-def is_nonlinear(m):
-    "A nonlinearity of torch's, or a parameterless leaf that is not torch's, such as the course's GeneralRelu."
-    if isinstance(m, NONLINEAR): return True
+def may_be_nonlinear(m):
+    "A leaf without parameters and buffers that is not torch's, such as GeneralRelu: what it does shows when it runs."
     cls = type(m)
-    return (is_leaf(m) and not m._parameters and not cls.__module__.startswith('torch.')
+    return (is_leaf(m) and not m._parameters and not m._buffers and not cls.__module__.startswith('torch.')
             and not any(w in cls.__name__ for w in NOT_NONLINEAR))
+
+def is_nonlinear(m): return isinstance(m, NONLINEAR) or may_be_nonlinear(m)
+
+def only_reshapes(args, out):
+    "Whether a module, by its first call, gives its input another shape, joins several or hands one on: no nonlinearity."
+    xs = [t for _, t in tensors(args)]
+    if not xs or not isinstance(out, torch.Tensor): return False
+    x = xs[0]
+    return len(xs) > 1 or x.shape != out.shape or x is not out and x.numel() > 0 and x.data_ptr() == out.data_ptr()
 
 def check_modules(modules):
     if modules is None or isinstance(modules, (str, type)) or callable(modules) and not isinstance(modules, nn.Module): return
@@ -99,14 +113,16 @@ def chosen(model, modules):
     return out
 
 def sites_of(model, modules):
-    """The (name, module) whose outputs are read. By default, and within a glob, the nonlinearities; where there is none,
-    the leaves with parameters. A class, a list or a function is taken at its word."""
+    """The (name, module) whose outputs are read, and those read in their place if none of the first turns out to be a
+    nonlinearity. By default, and within a glob, the nonlinearities; where there is none, the leaves with parameters. A class,
+    a list or a function is taken at its word."""
     pick = chosen(model, modules)
-    if modules is not None and not isinstance(modules, str): return pick
+    if modules is not None and not isinstance(modules, str): return pick, []
     nonlinear = [(n, m) for n, m in pick if n and is_nonlinear(m)]
-    if nonlinear: return nonlinear
     leaves    = [(n, m) for n, m in pick if is_leaf(m) and m._parameters]
-    return leaves or (pick if modules is not None else [])
+    if any(isinstance(m, NONLINEAR) for _, m in nonlinear): return nonlinear, []
+    if nonlinear: return nonlinear, leaves
+    return leaves or (pick if modules is not None else []), []
 
 def params_of(model, modules):
     "(name, owner's name, owner, parameter) of the parameters that the chosen modules own."
@@ -124,10 +140,12 @@ def bounds_of(m):
     return None
 
 def tensors(o, path=''):
-    "(path, tensor) of every tensor in nested tuples, lists, dicts and named tuples; a lone tensor has the path ''."
+    "(path, tensor) of every tensor in nested tuples, lists, dicts and dataclasses; a lone tensor has the path ''."
     if isinstance(o, torch.Tensor): yield path, o
-    elif isinstance(o, dict):
+    elif isinstance(o, Mapping):
         for k, v in o.items(): yield from tensors(v, f'{path}[{k}]')
-    elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)
     elif isinstance(o, (list, tuple)):
         for i, v in enumerate(o): yield from tensors(v, f'{path}[{i}]')
+    elif is_dataclass(o) and not isinstance(o, type):
+        for f in fields(o): yield from tensors(getattr(o, f.name, None), f'{path}.{f.name}')
+    elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)

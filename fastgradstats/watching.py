@@ -19,9 +19,9 @@ import torch
 
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
-from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, named, params_of, sites_of, tensors,
-                     unit_axis, unwrap)
-from .stats import CHUNK, View, views, warm_up
+from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
+                     sites_of, tensors, unit_axis, unwrap)
+from .stats import CHUNK, View, plain, views, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
@@ -69,6 +69,9 @@ class Watcher:
         self.model, self.opt = None, None
         self.all, self.params, self.flags = [], [], []            # (number, parameter): all, those trained; requires_grad of all
         self.fired, self.targets = set(), []
+        self.spare, self.lazy    = None, False    # sites read beside the first ones until these are known; parameters to come
+        self.blind, self.asked, self.answered = set(), set(), set()   # sites: without a graph in this forward (a reentrant
+                                                  # checkpoint), whose gradient was asked for, for which it came
         self.spent = self.of = 0.
         self.timing = False
         self._since = None
@@ -84,14 +87,19 @@ class Watcher:
         if compiled:                              # hooks added after the first compiled call would never fire
             torch._dynamo.reset()
             guard = torch.compiler.disable
-        self.targets = sites_of(model, self.plan.modules) if any(p in self.plan.stats for p in OUTPUTS) else []
+        self.targets, spare = sites_of(model, self.plan.modules) if any(p in self.plan.stats for p in OUTPUTS) else ([], [])
+        if self.log.spare_won is not None: self.targets, spare = spare if self.log.spare_won and spare else self.targets, []
+        self.spare = _Spare(spare) if spare else None
         owners = [(n, m) for n, m in [('', model), *named(model)] if m._parameters]
         hook   = lambda m, act, place: self.handles.append(m.register_forward_hook(guard(_Hook(self, act, place))))
-        if self.targets or any(p in self.plan.stats for p in PARAMETERS):
-            for n, m in owners: hook(m, 'passed', (n, unit_axis(m), is_leaf(m)))
-        for k, (n, m) in enumerate(self.targets):
-            own = unit_axis(m) if m._parameters else None
-            hook(m, 'saw', (n, own, bounds_of(m)))
+        if self.targets or not compiled and any(p in self.plan.stats for p in PARAMETERS):
+            for n, m in owners:
+                hook(m, 'passed', (n, unit_axis(m), is_leaf(m)))
+                if not is_leaf(m): self.handles.append(m.register_forward_pre_hook(guard(_Hook(self, 'began', n))))
+        sure = self.plan.modules is not None and not isinstance(self.plan.modules, str)
+        for act, targets in (('saw', self.targets), ('saw_spare', spare)):
+            for n, m in targets:
+                hook(m, act, (n, unit_axis(m) if m._parameters else None, bounds_of(m), may_be_nonlinear(m) and not sure))
         self.opt = opt
         self._attach_params()
         self.log.meta.setdefault('model', type(model).__name__)
@@ -101,9 +109,9 @@ class Watcher:
     def _attach_params(self):
         "Note which parameters are trained, and have each say when it received a gradient."
         for h in self.param_handles: h.remove()
-        self.all, self.params, self.param_handles = [], [], []
+        self.all, self.params, self.param_handles, self.lazy = [], [], [], False
         for name, owner, m, p in params_of(self.model, self.plan.modules):
-            if isinstance(p, torch.nn.parameter.UninitializedParameter): continue
+            if isinstance(p, torch.nn.parameter.UninitializedParameter): self.lazy = True; continue
             if name not in self.log.param_at:
                 self.log.param_at[name] = len(self.log.param_list)
                 self.log.param_list.append(dict(layer=name, module=owner, type=type(m).__name__, numel=p.numel(),
@@ -153,6 +161,8 @@ class Watcher:
         self.part      = Part(bs, i)
         self.scale     = None
         self.last_mark, self.calls = ('', -1), {}
+        self.blind.clear()
+        if self.spare: self.spare.part = Part(bs, i)
         every          = self.plan.every if isinstance(self.plan.every, int) else 1
         rows           = self.log.now_rows + 1
         self.dormancy  = (rows == self.plan.window if self.plan.window else
@@ -160,7 +170,19 @@ class Watcher:
         self.mode      = FORWARD if self.row.measured else OFF
         return self.row.measured
 
-    def end_forward(self): self.mode = OFF
+    def end_forward(self):
+        if self.lazy: self._attach_params()                   # lazy modules have made their parameters now
+        if self.spare and self.mode == FORWARD: self._choose()
+        self.mode = OFF
+
+    def _choose(self):
+        "The first forward pass has shown whether any of the sites is a nonlinearity; if none, the spare ones are read."
+        spare, self.spare = self.spare, None
+        self.log.spare_won = not self.log.sites and bool(spare.sites)
+        if not self.log.spare_won: return
+        self.targets = spare.targets
+        self.log.sites, self.log.site_list = spare.sites, spare.site_list
+        for k in ('sig', 'flat', 'hists', 'units'): getattr(self.part, k).extend(getattr(spare.part, k))
 
     def suspend(self):
         "Stop looking (a validation inside a training batch); returns what `resume` wants."
@@ -192,7 +214,7 @@ class Watcher:
 
     def backward_begins(self, scale=None):
         "`scale`: what the loss is multiplied by under mixed precision, a number or a 0-dim tensor; None for nothing."
-        self.scale = scale
+        self.scale, self.last_mark = scale, (None, -1)
         if self.part is not None and self.row.measured and 'grad_output' in self.plan.stats: self.mode = BACKWARD
 
     @_timed
@@ -239,7 +261,8 @@ class Watcher:
             few  = [(i, p) for i, p in self.got if p.numel() <= CHUNK]           # all the small ones in one call
             diff = dict(zip([i for i, _ in few], torch._foreach_sub([p for _, p in few], [self._old[i] for i, _ in few]) if few else []))
             for i, p in self.got:
-                if i not in diff: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
+                if p.dtype.itemsize < 4: diff[i] = p.float() - self._old[i].float()      # in half precision it would be rounded
+                elif i not in diff: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
         self._capture_params('update', [diff[i] for i, _ in self.got])
 
     def _keep(self):
@@ -271,16 +294,31 @@ class Watcher:
 
     # --- reading tensors ---------------------------------------------------------------------------------------------
     @_timed
+    def began(self, name, module, args):
+        "A module that has parameters and modules of its own begins."
+        if name not in self.log.order: self.log.order[name] = len(self.log.order)
+
+    @_timed
     def passed(self, place, module, args, output):
         "Any module with parameters has run: it names the sites that follow and their unit axis."
         name, axis, leaf = place
         if name not in self.log.order: self.log.order[name] = len(self.log.order)
         if leaf: self.last_mark = name, axis
 
+    def saw_spare(self, place, *args):
+        "A module that is read in place of the nonlinearities if there are none."
+        log, spare = self.log, self.spare
+        if spare is None: return self.saw(place, *args) if log.spare_won else None
+        kept = log.sites, log.site_list, self.part
+        log.sites, log.site_list, self.part = spare.sites, spare.site_list, spare.part
+        try: self.saw(place, *args)
+        finally: log.sites, log.site_list, self.part = kept
+
     @_timed
     def saw(self, place, module, args, output):
         "A module whose output is read has run."
-        name, axis, bounds = place
+        name, axis, bounds, unsure = place
+        if self.mode == BACKWARD: return self._saw_again(place, output)
         self.fired.add(name)
         if self.log.ignored: self.log.ignored.pop(name, None)
         if self.plan.per_call:  after = self.calls[name] = self.calls.get(name, -1) + 1
@@ -290,25 +328,48 @@ class Watcher:
             if not t.is_floating_point(): self._unreal(name + path, t); continue
             site = self.log.sites.get((name, path, after))
             if site is None:
-                if not module._parameters and is_leaf(module) and _reshapes(args, t):
-                    continue                                    # a Flatten of one's own is no nonlinearity
+                if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity
                 site = self.log.sites[name, path, after] = len(self.log.site_list)
                 self.log.site_list.append(dict(name=name, path=path, type=type(module).__name__, after=after,
                                            shape='x'.join(map(str, t.shape[1:])), numel=math.prod(t.shape[1:])))
-            if self.mode == FORWARD and 'activation' in self.plan.stats:
+            if 'activation' in self.plan.stats:
                 dim = self.plan.unit_dim if self.plan.unit_dim is not None else axis
                 dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
-                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host,
-                           sampled=self.plan.sampled['activation'])
+                v   = View(t, self.plan.sample, dim if t.dim() > 1 and self.plan.units else None, bounds, host=self.host)
                 if v.unit_dim is not None and v.n: self._capture_units(site, v)
                 self._capture(self.part, 'activation', site, v)
-            if 'grad_output' in self.plan.stats and t.requires_grad: t.register_hook(_Hook(self, 'saw_grad', (site, bounds)))
+            if   t.requires_grad:               self._ask(t, site, bounds)
+            elif not torch.is_grad_enabled():   self.blind.add(site)
+
+    def _saw_again(self, place, output):
+        """A checkpoint runs a module again in the backward pass. If it is a reentrant one, only this run has a gradient; the
+        place is the one that the module had after the same layer, or the only one that ran without a graph."""
+        name, axis, bounds, _ = place
+        for path, t in tensors(output):
+            if not (self.blind and t.is_floating_point() and t.requires_grad): continue
+            could = [s for (n, p, _), s in self.log.sites.items() if n == name and p == path and s in self.blind]
+            known = None if self.plan.per_call or axis is None and self.last_mark[0] is None else \
+                    self.log.sites.get((name, path, self.last_mark[0] if axis is None else None))
+            if   known in could:  self._ask(t, known, bounds)
+            elif len(could) == 1: self._ask(t, could[0], bounds)
+            elif could:           self.log.ignore(f'{name}{path} (grad_output)', 'a checkpoint runs it again and does not tell '
+                                                                                'which of its calls that is')
+
+    def _ask(self, t, site, bounds):
+        "Have the gradient with respect to `t` read when it comes."
+        if 'grad_output' not in self.plan.stats: return
+        if self.spare is None: self.asked.add(site)
+        t.register_hook(_Hook(self, 'saw_grad', (site, bounds, self.log.sites)))
 
     @_timed
     def saw_grad(self, place, g):
-        if self.part is None or g is None: return
-        if self.scale is not None: g = g.detach().float() / self.scale
-        self._capture(self.part, 'grad_output', place[0], View(g, self.plan.sample, None, place[1], host=self.host))
+        site, bounds, sites = place
+        if self.part is None or g is None or self.mode != BACKWARD or sites is not self.log.sites: return
+        self.last_mark = None, -1                                            # what a checkpoint runs next is another part
+        self.answered.add(site)
+        g = plain(g)
+        if self.scale is not None: g = g / self.scale
+        self._capture(self.part, 'grad_output', site, View(g, self.plan.sample, None, bounds, host=self.host))
 
     def _unreal(self, name, t):
         "Complex and integer values are not measured, but named."
@@ -392,6 +453,10 @@ class Watcher:
         self._commit_done()
         silent = [n for n, _ in self.targets if n not in self.fired]
         for n in silent: self.log.ignore(n, 'its forward was never called as a module')
+        if self.asked - self.answered:
+            names = self.log.site_names()
+            for k in self.asked - self.answered:
+                self.log.ignore(f'{names[k]} (grad_output)', 'no gradient came back through its output')
         self.log.tell_ignored()
         self.log.end_epoch()
 
@@ -424,10 +489,10 @@ def _divide(a, b):
     if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor): return a / b
     return a / b if b else math.nan
 
-def _reshapes(args, out):
-    "Whether a module only gives its input another shape."
-    x = next((t for _, t in tensors(args)), None)
-    return x is not None and x.shape != out.shape
+
+class _Spare:
+    "The sites that are read if no nonlinearity is found, and what was captured at them in the first forward pass."
+    def __init__(self, targets): self.targets, self.sites, self.site_list, self.part = targets, {}, [], Part()
 
 
 class _Unset:
