@@ -15,6 +15,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
 from fastai.torch_core import set_seed
+from fastcore.basics import noop
 
 
 # --- small Learners --------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def learner(kind='mlp', cbs=None, *, n=40, bs=8, lr=.05, model=None, dls=None, s
     model = make() if model is None else model
     learn = Learner(dls or loaders(n, shape, bs), model, loss_func=kwargs.pop('loss_func', None) or nn.CrossEntropyLoss(),
                     cbs=cbs, lr=lr, **kwargs)
-    if quiet: learn.logger = lambda o: None
+    if quiet: learn.logger = noop
     for name in ('ProgressCallback',):
         if quiet: learn.remove_cbs([cb for cb in learn.cbs if type(cb).__name__ == name])
     seed(start + 1)

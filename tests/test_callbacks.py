@@ -168,7 +168,7 @@ def test_two_of_a_class_are_refused():
     assert len(learn.layer_stats) == 5
 
 def test_parts_and_the_umbrella_join_into_one_record():
-    learn = learner('mlp', [GradStatsCallback(grad=['norm', 'l1'] if False else ['norm', 'mean']), ActivationHistCallback(),
+    learn = learner('mlp', [GradStatsCallback(grad=['norm', 'mean']), ActivationHistCallback(),
                             DeadUnitCallback(), LayerStatsCallback(grad=['norm', 'max'], verbose=False)])
     learn.fit(2)
     rec = learn.layer_stats
@@ -361,40 +361,36 @@ def test_no_activation_is_kept_alive():
     learn = learner('mlp', LayerStatsCallback(verbose=False, **EVERY))
     learn.fit(1)
     n = alive()
-    learn.fit(3)
-    assert alive() <= n + 4
+    learn.fit(8)
+    assert alive() <= n + 12                                          # of the life table's windows; 40 batches were seen
 
 @pytest.mark.parametrize('kind', ['mlp', 'cnn'])
 def test_export_carries_neither_record_nor_hook_and_the_copy_records_for_itself(tmp_path, kind):
-    learn = learner(kind, [LayerStatsCallback(verbose=False, **EVERY), GradStatsCallback(), DeadUnitCallback()])
-    learn.path = tmp_path
-    learn.export('before.pkl')
-    learn.fit(1)
-    learn.opt = None                                                  # Learner.export empties it: so does the first
-    learn.create_opt()
-    learn.export('after.pkl')
-    assert abs((tmp_path / 'after.pkl').stat().st_size - (tmp_path / 'before.pkl').stat().st_size) < 1000
-    bare = learner(kind)
-    bare.path = tmp_path
-    bare.export('bare.pkl')
-    assert (tmp_path / 'after.pkl').stat().st_size - (tmp_path / 'bare.pkl').stat().st_size < 4000
-    back = load_learner(tmp_path / 'after.pkl')
+    def grown(cbs):
+        learn = learner(kind, cbs)
+        learn.path = tmp_path
+        sizes = []
+        for _ in range(2):
+            learn.export('learn.pkl')
+            sizes.append((tmp_path / 'learn.pkl').stat().st_size)
+            learn.fit(1)
+        return learn, sizes[1] - sizes[0], sizes[1]
+    learn, more, size = grown([LayerStatsCallback(verbose=False, **EVERY), GradStatsCallback(), DeadUnitCallback()])
+    _, bare_more, bare_size = grown(None)
+    assert more - bare_more < 200 and size - bare_size < 4000
+    learn.export('learn.pkl')
+    back = load_learner(tmp_path / 'learn.pkl')
     assert back.layer_stats is None and not hooks_on(back.model)
     back.dls = learner(kind).dls
     back.create_opt(); back.fit(1)
-    assert len(back.layer_stats) == 5 and len(learn.layer_stats) == 5
+    assert len(back.layer_stats) == 5 and len(learn.layer_stats) == 10
 
 @pytest.mark.parametrize('how', ['deepcopy', 'pickle'])
 def test_a_copy_of_a_learner_trains_and_records_for_itself(how):
     learn = learner('mlp', [LayerStatsCallback(verbose=False, every=2, modules='[13]', **EVERY), DeadUnitCallback()])
-    if how == 'pickle': learn.__dict__.pop('logger')
     learn.fit(1)
     first = learn.layer_stats
-    if how == 'deepcopy': other = copy.deepcopy(learn)
-    else:
-        from fastai.learner import Learner
-        other = Learner(learn.dls, pickle.loads(pickle.dumps(learn.model)), loss_func=nn.CrossEntropyLoss(), lr=.05,
-                        cbs=[pickle.loads(pickle.dumps(cb.__class__(**{}))) for cb in learn.cbs if isinstance(cb, LayerStatsCallback)])
+    other = copy.deepcopy(learn) if how == 'deepcopy' else pickle.loads(pickle.dumps(learn))
     assert other.layer_stats is None and not hooks_on(other.model)
     other.fit(1); other.fit(1)
     assert learn.layer_stats == first and len(other.layer_stats) == 10
@@ -515,7 +511,7 @@ def test_a_statistic_that_raises_stops_training_by_name_and_leaves_no_hook(probe
     learn = learner('mlp', [GradStatsCallback(), LayerStatsCallback(verbose=False, **{probe: [fragile]})])
     with pytest.raises(RuntimeError, match=rf"'fragile' failed on .*{probe}.*shape \(.*no good.*all hooks removed"): learn.fit(1)
     assert not hooks_on(learn.model)
-    learn.remove_cb(LayerStatsCallback) if False else learn.remove_cbs([learn.layer_stats_callback])
+    learn.remove_cbs([learn.layer_stats_callback])
     learn.fit(1)
     assert learn.layer_stats.iters.stepped.sum() == 5
 
