@@ -16,7 +16,7 @@ import torch
 from . import __version__
 from .probes import ENDS, OUTPUTS, PARAMETERS
 from .record import ITER_COLS, MAX_WINDOWS, UNSEEN, Bins, Record, coarsen
-from .stats import BIN_EDGES, BIN_LABELS, N_BINS, View, unit_states
+from .stats import BIN_EDGES, BIN_LABELS, N_BINS, unit_states
 
 FLUSH      = 50                   # rows between two copies from the device to the host
 MIN_WINDOW = 20                   # rows a window of the life table has at least: single batches overstate death 3 to 5 times
@@ -39,6 +39,9 @@ class Row:
         self.grad_norm = self.clip  = math.nan
         self.lrs = self.layer_lrs   = None
         self.mom = math.nan
+    def forget(self):
+        "Drop what was read at the parameters."
+        self.own, self.read, self.grad_norm, self.clip = Part(), False, math.nan, math.nan
 
 
 class _Windows:
@@ -85,7 +88,8 @@ class Gathering:
         self.ignored  = {}                        # name -> why it is not observed
         self.told     = set()
         self.spare_won = None                     # whether the sites are those for models without nonlinearities; not known yet
-        self._widths, self._cache = {}, None
+        self.widths   = {}                        # of the partial results of a user's statistics
+        self._where, self._cache = {}, None
 
     # --- rows --------------------------------------------------------------------------------------------------------
     def add(self, row):
@@ -168,21 +172,19 @@ class Gathering:
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
         at, places = 0, {}                                       # (probe, layer) -> offsets of its captures
-        widths     = {p: [] for p in self.plan.scalars}
-        for p, ss in self.plan.scalars.items(): widths[p] = [self._width(s) for s in ss]
+        where      = {p: self._offsets(p) for p in self.plan.scalars}
         for p, layer in sig:
             places.setdefault(p, {}).setdefault(layer, []).append(at)
-            at += sum(widths[p])
+            at += where[p][None]
         for p, layers in places.items():
             cols = list(layers)
-            skip = 0
-            for s, width in zip(self.plan.scalars[p], widths[p]):
+            for s in self.plan.scalars[p]:
                 most = max(len(v) for v in layers.values())
                 cur  = None
                 for o in range(most):
                     sub = [j for j, c in enumerate(cols) if len(layers[c]) > o]
-                    off = np.array([layers[cols[j]][o] for j in sub]) + skip
-                    new = [table[:, off + k] for k in range(width)]                               # each (row, layer)
+                    off = np.array([layers[cols[j]][o] for j in sub])
+                    new = [table[:, off + k] for k in where[p][s.name]]                           # each (row, layer)
                     if cur is None: cur = [v.copy() for v in new]
                     elif s.merge is None:
                         for c in cur: c[:, sub] = np.nan
@@ -192,14 +194,19 @@ class Gathering:
                         for c, v in zip(cur, s.merge(tuple(c[:, sub] for c in cur), tuple(new))): c[:, sub] = v
                 with np.errstate(all='ignore'):
                     values[p, s.name][np.ix_(which, cols)] = np.asarray(s.finish(*cur), float)
-                skip += width
 
-    def _width(self, s):
-        "How many numbers the partial result of a statistic has."
-        if s.name not in self._widths:
-            x = torch.ones(2, 2)
-            self._widths[s.name] = len(s.f(View(x)))
-        return self._widths[s.name]
+    def _offsets(self, probe):
+        "Where in what was captured at one place the numbers of each statistic stand; None: how many there are."
+        if probe not in self._where:
+            names = ['n', *self.plan.reads[probe]]
+            where = {s.name: [names.index(a) for a in s.reads] for s in self.plan.scalars[probe] if s.reads}
+            at    = len(names)
+            for s in self.plan.scalars[probe]:
+                if s.reads: continue
+                where[s.name] = list(range(at, at + self.widths[s.name]))
+                at += self.widths[s.name]
+            self._where[probe] = {**where, None: at}
+        return self._where[probe]
 
     def _reduce_hists(self, rows):
         if not self.windows: return

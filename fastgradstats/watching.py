@@ -17,6 +17,7 @@ from functools import wraps
 import numpy as np
 import torch
 
+from . import kernels
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
@@ -62,8 +63,8 @@ class Watcher:
         self.plan, self.host = plan, host
         self.mode     = OFF
         self.row      = self.part = None
-        self.touched  = set()                     # parameters that received a gradient in this row
-        self.kept     = False                     # the last row's gradients are still there
+        self.touched  = set()                     # parameters that received a gradient in this micro-batch
+        self.window   = set()                     # and in this row
         self.log      = Gathering(plan)
         self.handles, self.param_handles = [], []
         self.model, self.opt = None, None
@@ -148,15 +149,15 @@ class Watcher:
     def begin(self, i, *, bs=0, fit=0, epoch=0, left=None, t=math.nan):
         """A training batch begins: number `i` over the model's life. `left`: batches left in the epoch, this one included.
         Returns whether it is measured."""
+        if self.part is not None and self.touched: self.backward_done()      # someone cancelled the batch after its backward
         self.part = None
         if self.row is not None and (self.row.done or not self.row.parts): self.commit()
-        if self.row is not None and self.row.read: self.skipped(); self.commit(); self.kept = True
-        elif self.row is not None and all(p.grad is None for p in self.touched): self.skipped(); self.commit()
+        if self.row is not None and all(p.grad is None for p in self.window): self.skipped(); self.commit()
         if self.row is None:
             self.row = Row(self.plan.due(self.log.rows, i), None)
-            if not self.kept: self.touched.clear()                # a step that someone cancelled has left its gradients
-            self.kept = False
-            if self.flags != [p.requires_grad for _, p in self.all]: self._attach_params()
+            self.window.clear()
+        elif self.row.read: self.row.forget()                     # the step was put off after its gradients were read
+        self.touched.clear()
         self.row.about = fit, epoch, t
         self.part      = Part(bs, i)
         self.scale     = None
@@ -215,6 +216,7 @@ class Watcher:
     def backward_begins(self, scale=None):
         "`scale`: what the loss is multiplied by under mixed precision, a number or a 0-dim tensor; None for nothing."
         self.scale, self.last_mark = scale, (None, -1)
+        if self.flags != [p.requires_grad for _, p in self.all]: self._attach_params()       # unfrozen in the middle
         if self.part is not None and self.row.measured and 'grad_output' in self.plan.stats: self.mode = BACKWARD
 
     @_timed
@@ -224,6 +226,8 @@ class Watcher:
         if self.part is None: return
         self.row.parts.append(self.part)
         self.part = None
+        self.window |= self.touched
+        self.touched.clear()
 
     @_timed
     def grads(self, exact=False):
@@ -231,7 +235,8 @@ class Watcher:
         if self.row is None or not self.row.parts or self.row.read: return
         self.row.read = True
         if not self.row.measured: return
-        self.got = [(i, p) for i, p in self.params if p in self.touched and p.grad is not None]
+        self.window |= self.touched
+        self.got = [(i, p) for i, p in self.params if p in self.window and p.grad is not None]
         norms    = self._capture_params('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
         self.row.grad_norm = _total(norms)
         self.seen_grads = [(id(p.grad), p.grad._version) for _, p in self.got]
@@ -247,8 +252,8 @@ class Watcher:
         if not same or 'grad_used' in self.plan.stats:
             norms = self._capture_params('grad_used', [p.grad for _, p in self.got])
         if self.got: self.row.clip = 1. if same else _divide(_total(norms), self.row.grad_norm)
-        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got])
-        if 'update' in self.plan.stats and self.got: self._keep()
+        norms = self._keep() if 'update' in self.plan.stats and self.got else {}
+        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got], norms=norms)
 
     @_timed
     def after_update(self):
@@ -257,20 +262,34 @@ class Watcher:
         if not self.row.measured or 'update' not in self.plan.stats: return
         lrs = self.row.lrs or ()
         self.row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
+        norms, diff = {}, {}
         with torch.no_grad():
             few  = [(i, p) for i, p in self.got if p.numel() <= CHUNK]           # all the small ones in one call
-            diff = dict(zip([i for i, _ in few], torch._foreach_sub([p for _, p in few], [self._old[i] for i, _ in few]) if few else []))
-            for i, p in self.got:
+            if few: diff = dict(zip([i for i, _ in few], torch._foreach_sub([p for _, p in few], [self._old[i] for i, _ in few])))
+            for k, (i, p) in enumerate(self.got):
                 if p.dtype.itemsize < 4: diff[i] = p.float() - self._old[i].float()      # in half precision it would be rounded
-                elif i not in diff: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
-        self._capture_params('update', [diff[i] for i, _ in self.got])
+                elif i in diff: continue
+                elif 'update' in self.plan.only_norm and self._in_one_pass(p):
+                    norms[k] = math.sqrt(kernels.advance(_array(p), _array(self._old[i])))
+                else: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
+        self._capture_params('update', [diff.get(i, p) for i, p in self.got], norms=norms)
 
     def _keep(self):
-        "One copy of the parameters about to change, in memory that is kept for the next row."
-        for i, p in self.got:
+        """One copy of the parameters about to change, in memory that is kept for the next row. A large one mostly is there
+        already, as it was after the last step. Returns the norms found on the way, by their place in `got`."""
+        norms, few = {}, []
+        for k, (i, p) in enumerate(self.got):
             if i not in self._old or self._old[i].shape != p.shape or self._old[i].device != p.device:
-                self._old[i] = torch.empty_like(p, requires_grad=False)
-        with torch.no_grad(): torch._foreach_copy_([self._old[i] for i, _ in self.got], [p.detach() for _, p in self.got])
+                self._old[i] = torch.empty_like(p, requires_grad=False).zero_()
+            if self._in_one_pass(p): norms[k] = math.sqrt(kernels.synchronise(_array(p), _array(self._old[i])))
+            else: few.append((i, p))
+        with torch.no_grad():
+            if few: torch._foreach_copy_([self._old[i] for i, _ in few], [p for _, p in few])
+        return norms
+
+    def _in_one_pass(self, p):
+        return (self.host is not False and p.numel() > CHUNK and p.device.type == 'cpu' and p.dtype == torch.float32
+                and p.is_contiguous())
 
     @_timed
     def skipped(self):
@@ -290,7 +309,7 @@ class Watcher:
         if part is None: return
         self.commit()                                        # the forward pass under way belongs to the next row
         self.row, self.part, self.mode = Row(row.measured and self.plan.due(self.log.rows, part.last), row.about), part, mode
-        self.touched.clear()
+        self.window.clear()
 
     # --- reading tensors ---------------------------------------------------------------------------------------------
     @_timed
@@ -375,14 +394,15 @@ class Watcher:
         "Complex and integer values are not measured, but named."
         self.log.ignore(name, f'its values are {t.dtype}'.replace('torch.', ''))
 
-    def _capture_params(self, probe, ts, sample=...):
-        "Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors."
+    def _capture_params(self, probe, ts, sample=..., norms=()):
+        """Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors.
+        `norms`: those that are known already, by their place in `got`."""
         stats, own = self.plan.stats.get(probe), self.row.own
         if stats is None or probe in self.plan.only_norm:
-            norms = self._norms(ts)
+            norms = self._norms(ts, norms)
             if stats:
                 for (i, p), n in zip(self.got, norms):
-                    if p.numel(): own.sig.append((probe, i)); own.flat.append(n)
+                    if p.numel(): own.sig.append((probe, i)); own.flat += (p.numel(), n)
             return norms
         sample = self.plan.sample if sample is ... else sample
         read   = views(ts, sample, self.host)
@@ -390,21 +410,27 @@ class Watcher:
         for (i, p), v in zip(self.got, read): self._capture(own, probe, i, v, hist=p.dim() > 1)
         return [v.norm for v in read]
 
-    def _norms(self, ts):
+    def _norms(self, ts, known=()):
         "The 2-norm of every tensor; on the CPU those of the small ones in one call."
         few = [k for k, t in enumerate(ts) if 0 < t.numel() <= CHUNK and t.dtype == torch.float32 and t.device.type == 'cpu'
                and t.layout == torch.strided] if self.host is not False else []
-        out = {}
+        out = dict(known)
         if few:
             with torch.no_grad(): norms = torch.stack(torch._foreach_norm([ts[k] for k in few])).numpy().tolist()
-            out = {k: n for k, n in zip(few, norms) if 1e-15 < n < 1e15}         # the others need the careful way
+            out.update((k, n) for k, n in zip(few, norms) if 1e-15 < n < 1e15)         # the others need the careful way
         return [out[k] if k in out else View(t, None, host=self.host, sampled=False).norm for k, t in enumerate(ts)]
 
     def _capture(self, part, probe, layer, view, hist=True):
         if not view.n: return
         try:
             part.sig.append((probe, layer))
-            for s in self.plan.scalars[probe]: part.flat.extend(self._own(s, view) if s.own else s.f(view))
+            part.flat.extend(self.plan.get[probe](view))
+            for s in self.plan.scalars[probe]:
+                if s.reads: continue
+                own = self._own(s, view)
+                if len(own) != self.log.widths.setdefault(s.name, len(own)):
+                    raise ValueError(f"it gave {len(own)} numbers, and {self.log.widths[s.name]} before")
+                part.flat.extend(own)
             if hist:
                 for s in self.plan.hists[probe]: part.hists.append((probe, s.name, layer, s.f(view)[0]))
         except Exception as e:
@@ -465,6 +491,7 @@ class Watcher:
         self.commit()
 
     def _commit_done(self):
+        if self.part is not None and self.touched: self.backward_done()
         if self.row is not None and (self.row.done or not self.row.parts): self.commit()
 
     def record(self):
@@ -478,10 +505,13 @@ class Watcher:
                     percent=round(100 * self.spent / (of - self.spent), 2) if of > self.spent else None)
 
 
+def _array(p): return p.detach().view(-1).numpy()
+
 def _total(norms):
     "The norm of all from the norms of each."
     if not norms: return math.nan
-    if all(isinstance(n, float) for n in norms): return math.hypot(*norms)
+    if all(isinstance(n, float) for n in norms):
+        return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)             # hypot(inf, nan) is inf
     dev = next(n.device for n in norms if isinstance(n, torch.Tensor))
     return torch.linalg.vector_norm(torch.stack([torch.as_tensor(n, dtype=torch.float64, device=dev) for n in norms]))
 

@@ -100,19 +100,20 @@ class Spy(Callback):
     def __init__(self, sites=None):
         super().__init__()
         self.spy_sites, self.spy_rows, self.spy_i, self.spy_handles = sites, [], -1, []
-        self.spy_micro, self.spy_window, self.spy_old = None, [], None
+        self.spy_micro, self.spy_window, self.spy_own = None, [], None
 
     def before_fit(self):
         self.after_fit()
         params = dict(self.learn.model.named_parameters())
-        step   = type(self.learn.opt).step
+        step   = self.learn.opt.step
         def stepping(*args, **kwargs):
             got = self._touched()
             used, old = {n: _np(params[n].grad) for n in got}, {n: _np(p) for n, p in params.items()}
-            out = step(self.learn.opt, *args, **kwargs)
+            out = step(*args, **kwargs)
             self._row(True, used=used, weight={n: old[n] for n in got}, update={n: _np(params[n]) - old[n] for n in got},
                       lr=self._lrs(params))
             return out
+        self.spy_own = self.learn.opt.__dict__.get('step')
         self.learn.opt.step = stepping
         for name, m in self.learn.model.named_modules():
             if self.spy_sites is not None and name in self.spy_sites:
@@ -136,9 +137,11 @@ class Spy(Callback):
             if out.requires_grad: out.register_hook(lambda g: micro['grad_output'].setdefault(name, []).append(_np(g)))
         return saw
 
-    def before_batch(self):
+    def before_backward(self):
         for n, p in self.learn.model.named_parameters():              # unfrozen in the middle
             if p.requires_grad and not p._backward_hooks: self._touch(n, p)
+
+    def before_batch(self):
         self.spy_i += 1
         self.spy_micro = dict(activation={}, grad_output={}, touched=set(), bs=len(self.learn.yb[0]), iter=self.spy_i,
                               epoch=self.learn.epoch, loss=np.nan, ran=False)
@@ -153,10 +156,11 @@ class Spy(Callback):
         m['sum'] = {n: _np(params[n].grad) / scale for n in self._touched() if params[n].grad is not None}
     def after_cancel_step(self): self._row(False)
     def after_fit(self):
-        if self.spy_window: self._row(False)
+        if self.spy_window: self.spy_window[-1]['sum'] = {}; self._row(False)     # an unfinished window: not read
         for h in self.spy_handles: h.remove()
         self.spy_handles.clear()
-        if self.learn is not None and self.learn.opt is not None: self.learn.opt.__dict__.pop('step', None)
+        opt = self.learn.opt if self.learn is not None else None
+        if opt is not None and opt.__dict__.pop('step', None) is not None and self.spy_own is not None: opt.step = self.spy_own
 
     def _row(self, stepped, used=None, weight=None, update=None, lr=None):
         w, self.spy_window, self.spy_micro = self.spy_window, [], None

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 from fastai.callback.core import (Callback, CancelBackwardException, CancelBatchException, CancelEpochException,
                                   CancelFitException, CancelStepException, CancelTrainException)
-from fastai.callback.data import CollectDataCallback
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.mixup import MixUp
 from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.callback.training import GradientAccumulation, GradientClip, ShortEpochCallback
+from fastai.losses import CrossEntropyLossFlat
 from fastai.optimizer import Adam, OptimWrapper, RMSProp, SGD
 
 from fastgradstats import GradStatsCallback, LayerStatsCallback
@@ -83,7 +83,7 @@ def test_mixed_precision_natural_overflow():
     rec, rows, _ = recorded([CpuPrecision(AMPMode.FP16, init_scale=2. ** 26)], fit=lambda learn: learn.fit(3))
     check(rec, rows)
     stepped = rec.iters.stepped.tolist()
-    assert not stepped[0] and stepped[-1] and stepped == sorted(stepped)
+    assert not any(stepped[:4]) and any(stepped[4:])
 
 def test_mixed_precision_non_finite_counts_of_large_layers_are_exact():
     "A skipped step counts every element, where a sample might miss the one that overflowed."
@@ -119,7 +119,7 @@ def test_accumulation_one_row_a_step(n_acc, bs):
 
 def test_accumulation_unfinished_window_is_a_row_and_its_gradient_goes_on():
     rec, rows, _ = recorded([GradientAccumulation(24)], fit=lambda learn: (learn.fit(1), learn.fit(1)))
-    check(rec, [{**r, 'grad': {}} if not r['stepped'] else r for r in rows])
+    check(rec, rows)
     assert rec.iters.stepped.tolist() == [True, False, True, False] and rec.iters.n_accum.tolist() == [3, 2, 3, 2]
     assert np.isnan(rec['grad', 'norm'][[1, 3]]).all() and np.isfinite(rec['activation', 'mean'][[1, 3]]).all()
 
@@ -229,7 +229,7 @@ def test_unfrozen_in_the_middle_of_an_epoch():
 def test_short_epochs():
     rec, rows, _ = recorded([ShortEpochCallback(.5)], fit=lambda learn: learn.fit(3))
     check(rec, rows)
-    assert rec.iters.groupby('epoch').size().tolist() == [3, 3, 3] and rec.iters.stepped.all()
+    assert rec.iters.groupby('epoch').size().tolist() == [4, 4, 4] and rec.iters.stepped.all()
 
 def test_start_epoch():
     rec, rows, _ = recorded(fit=lambda learn: (learn.fit(3, start_epoch=1), learn.fit(2, start_epoch=1)))
@@ -238,7 +238,7 @@ def test_start_epoch():
     assert rec.epochs[['fit', 'epoch']].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1]]
 
 def test_mixup():
-    rec, rows, _ = recorded([MixUp(.4)], loss_func=nn.CrossEntropyLoss())
+    rec, rows, _ = recorded([MixUp(.4)], loss_func=CrossEntropyLossFlat())
     check(rec, rows)
     assert rec.iters.loss_constant.notna().all()
 
@@ -305,14 +305,14 @@ def test_cancelled_between_epochs(event, error):
 
 def test_terminate_on_nan_keeps_the_row_of_the_nan():
     class NaNLoss(Callback):
-        run_valid = False
+        order, run_valid = -99, False
         def after_loss(self):
             if self.learn.train_iter == 3 and self.learn.epoch == 0:
                 self.learn.loss_grad = self.learn.loss_grad * np.nan
                 self.learn.loss = self.learn.loss * np.nan
     rec, rows, learn = recorded([NaNLoss(), TerminateOnNaNCallback()], fit=lambda learn: learn.fit(2))
     assert len(rec) == 4 and np.isnan(rec.iters.loss.iloc[-1])
-    assert (rec['grad', 'frac_nonfinite'][-1] == 1).all() and (rec['grad', 'frac_nonfinite'][:-1] == 0).all()
+    assert (rec['grad', 'frac_nonfinite'][-1] > 0).all() and (rec['grad', 'frac_nonfinite'][:-1] == 0).all()
     check(rec, rows)
 
 class Breaking(nn.Module):
