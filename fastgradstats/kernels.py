@@ -28,15 +28,16 @@ def moments(x, lo, hi, sample, stride):             # x: (row, column); lo, hi: 
     taken = 0
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
     for r in range(x.shape[0]):
-        s = q = x.dtype.type(0)
-        for c in range(x.shape[1]):
-            v     = x[r, c]
-            s    += v
-            q    += v * v
-            lo[c] = min(lo[c], v)
-            hi[c] = max(hi[c], v)
-        total   += s
-        squares += q
+        for start in range(0, x.shape[1], 1024):     # a float32 sum of more drifts
+            s = q = x.dtype.type(0)
+            for c in range(start, min(start + 1024, x.shape[1])):
+                v     = x[r, c]
+                s    += v
+                q    += v * v
+                lo[c] = min(lo[c], v)
+                hi[c] = max(hi[c], v)
+            total   += s
+            squares += q
         stop = min(((r + 1) * x.shape[1] - 1) // stride + 1, len(sample))
         for k in range(taken, stop): sample[k] = x[r, k * stride - r * x.shape[1]]
         taken = max(taken, stop)
@@ -111,3 +112,57 @@ def small(x, ends, near, bin_of_pattern, out, hist):
         out[t, 5], out[t, 6], out[t, 7] = tally(part, near, bin_of_pattern, hist[t])
         out[t, 8], out[t, 9] = select(part, k, False), select(part, k, True)
         start = ends[t]
+
+
+@compiled(fastmath={'nsz', 'reassoc', 'contract'})
+def synchronise(new, old):                          # both (n,); old is written where it differs
+    "Sum of squares of `new`; `old` is made equal to it, which it mostly is already."
+    total = 0.
+    for start in range(0, len(new), 1024):
+        stop  = min(start + 1024, len(new))
+        other = False
+        for i in range(start, stop):
+            v      = np.float64(new[i])
+            total += v * v
+            other |= new[i] != old[i]
+        if other:
+            for i in range(start, stop): old[i] = new[i]
+    return total
+
+
+@compiled(fastmath={'nsz', 'reassoc', 'contract'})
+def advance(new, old):                              # both (n,); old is written
+    "Sum of squares of new - old; `old` becomes `new`."
+    total = 0.
+    for i in range(len(new)):
+        d      = np.float64(new[i]) - np.float64(old[i])
+        total += d * d
+        old[i] = new[i]
+    return total
+
+
+@compiled()
+def medians(bits):                                  # bits: (n,) int32 of float32
+    "The bits of the lower median and of the lower median of the magnitudes: the bucket of each is counted, then sorted out."
+    k      = (len(bits) - 1) // 2
+    counts = np.zeros(2048, np.int32)
+    for i in range(len(bits)): counts[(bits[i] >> 21) + 1024] += 1
+    out    = np.empty(2, np.int32)
+    for magnitude in range(2):
+        rest   = k
+        bucket = 0
+        for j in range(1024 if magnitude else 2048):
+            if magnitude:  bucket, here = j, counts[1024 + j] + counts[j]
+            elif j < 1024: bucket, here = 1023 - j, counts[1023 - j]          # negative patterns run the other way
+            else:          bucket, here = j, counts[j]
+            if rest < here: break
+            rest -= here
+        few = np.empty(here, np.int32)
+        m   = 0
+        for i in range(len(bits)):
+            b = (bits[i] >> 21) + 1024
+            if b == bucket or magnitude and b == bucket + 1024:
+                few[m] = bits[i] & ABS if magnitude else bits[i]
+                m     += 1
+        out[magnitude] = np.int32(select(few, rest, magnitude == 1))
+    return out[0], out[1]

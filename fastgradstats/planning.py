@@ -1,6 +1,8 @@
 """The Plan: what is measured, where and how often."""
 from __future__ import annotations
 
+from operator import attrgetter
+
 from .probes import PROBES, check_modules
 from .record import RESERVED
 from .stats import SAMPLE, STATISTICS, resolve
@@ -47,6 +49,8 @@ class Plan:
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
         self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
+        self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
+        self.get     = {p: attrgetter('n', *a) for p, a in self.reads.items()}        # 'n' first: always a tuple
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):

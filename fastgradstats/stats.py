@@ -8,6 +8,7 @@ Every statistic is a monoid: `f` reduces a `View` of a tensor to a partial resul
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Callable
@@ -66,8 +67,9 @@ def plain(x):
     "`x` as a detached plain real tensor of at least float32; complex numbers by their magnitude."
     x = x.detach()
     if type(x) is not torch.Tensor: x = x.as_subclass(torch.Tensor)
-    if x.is_sparse: x = x.coalesce().to_dense()
-    if x.is_complex(): x = x.abs()
+    if x.layout != torch.strided: x = x.to_dense()
+    if x.is_complex(): x = x.resolve_conj().abs()
+    if x.is_neg():     x = x.resolve_neg()                  # the imaginary part of a conjugate
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 def flat(x):
@@ -84,7 +86,22 @@ def _norm(x):
     k = n // CHUNK
     r = torch.linalg.vector_norm(x[:k * CHUNK].view(k, CHUNK), dim=1)
     if k * CHUNK < n: r = torch.cat([r, torch.linalg.vector_norm(x[k * CHUNK:]).view(1)])
-    return torch.linalg.vector_norm(r)
+    return torch.linalg.vector_norm(_wide(r))
+
+def _wide(x):
+    "As float64, where the device has it."
+    return x if x.device.type == 'mps' else x.double()
+
+def _ldexp(x, e):
+    "x 2^e by two steps: 2^e itself need not be a number of its type."
+    return torch.ldexp(torch.ldexp(x, e // 2), e - e // 2)
+
+@lru_cache(maxsize=256)
+def _least(t, dtype):
+    "The least number of the type that is not below t: with it x < t is exact, though t is not a number of the type."
+    if dtype in (torch.float64, np.float64): return float(t)
+    with np.errstate(over='ignore'): r = np.float32(t)
+    return float(r if float(r) >= t else np.nextafter(r, np.float32(np.inf)))
 
 
 class View:
@@ -119,7 +136,7 @@ class View:
         rest   = self.flat.numpy()[x.size:]
         sample = np.empty(self.n_sampled if self.sampled and not len(rest) else 0, x.dtype)
         total, squares = kernels.moments(x, lo, hi, sample, self.stride)
-        if len(sample): self.__dict__['sample'] = sample if x.dtype == np.float32 else _to_float32(sample)
+        if len(sample): self.__dict__['sample'] = sample
         if len(rest):
             few = np.empty((2, len(rest)), x.dtype)
             t, q = kernels.moments(rest[None], *few, sample, 1)
@@ -131,16 +148,18 @@ class View:
     def _rows(self):
         "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
         if self.unit_dim is None:
+            x = self.flat.numpy()
             k = self.n // 1024
-            return (self.flat[:k * 1024].view(k, 1024) if k else self.flat.view(1, -1)).numpy(), None
+            return (x[:k * 1024].reshape(k, 1024) if k else x[None]), None
         x, d = self.x, self.unit_dim % self.x.dim()
-        U = x.shape[d]
-        if self.by_unit is not None and self.by_unit.is_contiguous(): x = self.by_unit
-        elif d == 1 and x.is_contiguous():                            x = x.view(len(x), -1)
+        U    = x.shape[d]
+        if   x.is_contiguous() and d == 1:           x = x.numpy().reshape(len(x), -1)
+        elif x.is_contiguous() and d == x.dim() - 1: x = x.numpy().reshape(-1, U)
+        elif self.by_unit is not None and self.by_unit.is_contiguous(): x = self.by_unit.numpy()
         else: return None, None
         k = 1
         while k * x.shape[1] < 256 and len(x) % (2 * k) == 0: k *= 2         # short rows are read several at once
-        return x.view(-1, k * x.shape[1]).numpy(), (k, U, -1)
+        return (x.reshape(-1, k * x.shape[1]) if k > 1 else x), (k, U, -1)
 
     @cached_property
     def sum(self):
@@ -154,17 +173,17 @@ class View:
         if self._pass: return math.sqrt(self._pass[1])
         return self._safe_norm(self.flat) if self.n else 0.
 
-    def _safe_norm(self, x):
-        if self.host:
-            lo, hi = (float(t.numpy()) for t in torch.aminmax(x))
-            m = max(-lo, hi)
-            if not (math.isfinite(m) and m > 0): return 0. if m == 0 else math.nan if math.isnan(m) else math.inf
-            e = math.frexp(m)[1]
-            return math.ldexp(self.read(_norm(x.double() * 2.0 ** -e)), e)
+    def _safe_norm(self, x, centred=False):
+        "||x||, or ||x - mean||, in numbers near 1 so that no square leaves the range of its type."
         lo, hi = torch.aminmax(x)
         m = torch.maximum(-lo, hi)
-        e = torch.frexp(torch.where((m > 0) & torch.isfinite(m), m, torch.ones_like(m))).exponent
-        return torch.ldexp(_norm(torch.ldexp(x, -e)), e)
+        if self.host and not 0 < float(m.numpy()) < math.inf: return math.nan if centred and m else abs(float(m.numpy()))
+        ok = (m > 0) & torch.isfinite(m)
+        e  = torch.frexp(torch.where(ok, m, torch.ones_like(m))).exponent
+        y  = _ldexp(x.double() if self.host else x, -e)
+        if centred:                                # twice: a mean that is rounded leaves a rest
+            for _ in range(2): y = y - (y.sum(dtype=_wide(m).dtype) / self.n).to(y.dtype)
+        return self.read(_ldexp(_wide(_norm(y)), e))
 
     @cached_property
     def m2_root(self):
@@ -174,8 +193,7 @@ class View:
         if self._pass:
             squares, of_mean = self._pass[1], self._pass[0] ** 2 / self.n
             if of_mean <= 100 * (squares - of_mean): return math.sqrt(squares - of_mean)
-        if self.host: return self._safe_norm(self.flat.double() - self.sum / self.n) if math.isfinite(self.sum) else math.nan
-        return self._safe_norm(self.flat - (self.sum / self.n).to(self.x.dtype))
+        return self._safe_norm(self.flat, centred=True)
 
     @cached_property
     def _extremes(self):
@@ -196,22 +214,22 @@ class View:
     def scale(self): return self.n / self.n_sampled if self.n else 0.      # elements that one sampled element stands for
     @cached_property
     def sample(self):
-        "A NumPy float32 array on the CPU, a tensor on a device.  # (n_sampled,)"
+        "A NumPy array on the CPU, a tensor on a device.  # (n_sampled,)"
         s = self.flat if self.stride == 1 else self.flat[::self.stride].contiguous()
-        if not self.host: return s
-        s = s.numpy()
-        return s if s.dtype == np.float32 else _to_float32(s)
+        return s.numpy() if self.host else s
     @cached_property
     def abs_sample(self): return abs(self.sample)
     @cached_property
     def _tally(self):
         "(counts of the bins, zeros, near zeros, non-finite) of the sample."
-        hist = np.empty(N_BINS)
-        return hist, *kernels.tally(self.sample.view(np.int32), _NEAR_BITS, BIN_OF_PATTERN, hist)
+        hist, s = np.empty(N_BINS), self.sample
+        if s.dtype != np.float32: s = _to_float32(torch.from_numpy(s)).numpy()
+        return hist, *kernels.tally(s.view(np.int32), _NEAR_BITS, BIN_OF_PATTERN, hist)
 
     def count(self, mask):
         "How many elements of the tensor the mask over its sample stands for."
         return (np.count_nonzero(mask) if self.host else mask.sum()) * self.scale
+    def below(self, x, t): return x < _least(t, x.dtype if isinstance(x, torch.Tensor) else x.dtype.type)
     @cached_property
     def n_zero(self): return self._tally[1] * self.scale if self.host else self.count(self.sample == 0)
     @cached_property
@@ -219,45 +237,64 @@ class View:
     @cached_property
     def n_nonfinite(self): return self._tally[3] * self.scale if self.host else self.count(~torch.isfinite(self.sample))
     @cached_property
+    def n_underflow_fp16(self):
+        a = self.abs_sample
+        return self.count((a > 0) & (a <= 2.0 ** -25) | (a >= 65520.))
+    @cached_property
+    def n_below_eps(self): return math.nan if self.eps is None else self.count(self.abs_sample < self.eps)
+    @cached_property
+    def n_saturated(self):
+        if self.bounds is None: return math.nan
+        lo, hi = self.bounds
+        edge   = .015 * (hi - lo)                  # 3 % of the half range: |tanh| > .97, a sigmoid outside .015 to .985
+        return self.count((self.sample < lo + edge) | (self.sample > hi - edge))
+    @cached_property
     def abs_sum(self):
         "Sum of magnitudes, scaled from the sample to the whole."
         if not self.n: return 0.
-        s = self.abs_sample.sum() if self.host else self.abs_sample.sum(dtype=torch.float64)
-        if self.host and not math.isfinite(s): s = self.abs_sample.sum(dtype=np.float64)
-        return s * self.scale if not self.host else float(s) * self.scale
+        if not self.host: return _wide(self.abs_sample).sum() * self.scale
+        with np.errstate(over='ignore'):
+            s = self.abs_sample.sum()
+            return float(s if math.isfinite(s) else self.abs_sample.sum(dtype=np.float64)) * self.scale
 
     @cached_property
-    def median(self):     return self._kth(self.sample)
+    def _medians(self):
+        "Lower medians of the sample and of its magnitudes; NaN where the tensor has one."
+        if not self.n or self.host and math.isnan(self.max): return math.nan, math.nan
+        if self.host: return np.array(kernels.medians(self.sample.view(np.int32)), np.int32).view(np.float32).tolist()
+        k   = (self.n_sampled - 1) // 2
+        nan = torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
+        return self.sample.sort().values[k] + nan, self.abs_sample.sort().values[k] + nan
     @cached_property
-    def abs_median(self): return self._kth(self.abs_sample)
-    def _kth(self, s):
-        "Lower median of the sample or of its magnitudes; NaN where the tensor has one."
-        if not self.n: return math.nan
-        k = (self.n_sampled - 1) // 2
-        if not self.host: return s.sort().values[k] + torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
-        return math.nan if math.isnan(self.max) else float(np.partition(s, k)[k])
+    def median(self):     return self._medians[0]
+    @cached_property
+    def abs_median(self): return self._medians[1]
 
     @cached_property
     def hist(self):
         "Counts over the N_BINS fixed bins, scaled to the whole tensor.  # (N_BINS,)"
         if self.host: return self._tally[0] * self.scale
-        s   = self.sample.float()
+        s   = _to_float32(self.sample)
         raw = ((s.view(torch.int32) >> 21) + 1024).long()
-        raw = torch.zeros(2048, device=s.device).scatter_add_(0, raw, torch.ones_like(s))
-        return torch.zeros(N_BINS, device=s.device).index_add_(0, _bin_of_pattern_on(s.device), raw) * self.scale
+        one = _wide(torch.ones((), device=s.device))         # a float32 counts no further than 16 million
+        raw = one.new_zeros(2048).scatter_add_(0, raw, one.expand(len(raw)))
+        return one.new_zeros(N_BINS).index_add_(0, _bin_of_pattern_on(s.device), raw) * self.scale
 
     # per unit (a channel or feature): the axis unit_dim
     @cached_property
     def by_unit(self):
         "x with its units last and all else flattened, where that needs no copy; otherwise None."
-        x, d = self.x, self.unit_dim % self.x.dim()
-        if d == x.dim() - 1: return x.reshape(-1, x.shape[-1])
-        y = x.movedim(d, -1)
+        y = self.x.movedim(self._unit_axis, -1)
         return y.reshape(-1, y.shape[-1]) if y.is_contiguous() else None
+    @property
+    def _unit_axis(self):
+        if self.unit_dim is None: raise ValueError("a statistic of units needs unit_dim, the axis of the units: 1 after a "
+                                                   "convolution, -1 after a Linear")
+        return self.unit_dim % self.x.dim()
     def over_units(self, f):
         "f (amin or amax) over everything but the units; over the examples first, which is 8 times quicker than at once."
         if self.by_unit is not None: return f(self.by_unit, 0)
-        x, d = self.x, self.unit_dim % self.x.dim()
+        x, d = self.x, self._unit_axis
         if d: x, d = f(x, 0), d - 1
         rest = tuple(i for i in range(x.dim()) if i != d)
         return f(x, rest) if rest else x
@@ -270,7 +307,7 @@ class View:
             return (torch.from_numpy(lo.reshape(units).min(axis=(0, 2))),
                     torch.from_numpy(hi.reshape(units).max(axis=(0, 2))))
         return self.over_units(torch.amin), self.over_units(torch.amax)                          # (unit,), (unit,)
-    def _no_units(self, value): return self.x.new_full((self.x.shape[self.unit_dim],), value)
+    def _no_units(self, value): return self.x.new_full((self.x.shape[self._unit_axis],), value)
     @cached_property
     def unit_abs_sum(self):
         if not self.n: return self._no_units(0.)
@@ -291,15 +328,17 @@ def views(tensors, sample=SAMPLE, host=None):
     medians = found[:, 8:].astype(np.int32).view(np.float32).astype(float).tolist()
     for v, (total, squares, lo, hi, mags, *counts, _, _), (med, abs_med), hist in zip(few, found.tolist(), medians, hists):
         if not (1e-280 < squares < 1e280 or lo == hi == 0): continue                       # NaN, Inf: by itself
-        v.__dict__.update(_pass=(total, squares, None, None, None), _extremes=(lo, hi), abs_sum=mags,
-                          _tally=(hist, *counts), median=med, abs_median=abs_med)
+        v.__dict__.update(_pass=(total, squares, None, None, None), sum=total, norm=math.sqrt(squares), _extremes=(lo, hi),
+                          abs_sum=mags, n_zero=counts[0], n_near_zero=counts[1], n_nonfinite=counts[2], hist=hist,
+                          median=med, abs_median=abs_med)
     return out
 
 def _to_float32(s):
-    "float64 as float32 that stays non-zero and finite where it was."
-    with np.errstate(over='ignore', under='ignore'): t = s.astype(np.float32)
-    t = np.where((t == 0) & (s != 0), np.copysign(np.float32(1e-45), s), t)
-    return np.where(np.isinf(t) & np.isfinite(s), np.copysign(np.float32(_BIGGEST), s), t).astype(np.float32)
+    "A float64 tensor as float32 that stays non-zero and finite where it was."
+    if s.dtype == torch.float32: return s
+    t = s.float()
+    t = torch.where((t == 0) & (s != 0), torch.copysign(torch.full_like(t, 2. ** -149), t), t)
+    return torch.where(torch.isinf(t) & torch.isfinite(s), torch.copysign(torch.full_like(t, _BIGGEST), t), t)
 
 
 @lru_cache(maxsize=None)
@@ -307,7 +346,9 @@ def warm_up():
     "Compile, or load from disk, what the first batch would otherwise wait for."
     v, _ = views([torch.ones(2, 3), torch.ones(3)])
     v = View(v.x, unit_dim=1)
-    v.unit_extremes, v.hist
+    v.unit_extremes, v.hist, v.median
+    x = np.ones(2, np.float32)
+    kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())
 
 
 # --- what a statistic is ---------------------------------------------------------------------------------------------
@@ -316,19 +357,23 @@ class Statistic:
     "A reduction of one tensor to a number (or a histogram), with how two partial results merge."
     name:   str
     unit:   str
-    f:      Callable = field(repr=False)                      # View -> tuple, the partial result
+    f:      Callable = field(repr=False, default=None)        # View -> tuple, the partial result
     merge:  Callable = field(repr=False, default=None)        # (partial, partial) -> partial; None: cannot be merged
     finish: Callable = field(repr=False, default=lambda v: v) # (*partial) -> value
     kind:   str      = 'scalar'                               # scalar, hist, or unit (kept per unit, read by windows)
     doc:    str      = field(repr=False, default='')
     own:    bool     = field(repr=False, default=False)       # a user's: it gets the tensor, not the View
     sampled: bool    = field(repr=False, default=False)       # of a sample where the tensor is large
+    reads:  tuple    = field(repr=False, default=())          # the attributes of a View that `f` gives, if it does no more
+
+    def __post_init__(self):
+        if self.f is None: object.__setattr__(self, 'f', lambda v: tuple(getattr(v, a) for a in self.reads))
 
     def __call__(self, x, **kw):
         "The value of one tensor, as a NumPy number or array."
         p = self.f(View(x, **kw))
-        if self.kind == 'unit': return self.finish(*(t.cpu().numpy().astype(float) for t in p))
-        return self.finish(*(np.asarray(v.cpu() if isinstance(v, torch.Tensor) else v, dtype=float) for v in p))
+        read = lambda v: v.detach().cpu().double().numpy() if isinstance(v, torch.Tensor) else np.asarray(v, dtype=float)
+        return self.finish(*(read(v) if self.kind != 'scalar' else read(v).reshape(()) for v in p))
 
 
 def statistic(f=None, *, unit='', name=None, merge=None, finish=None):
@@ -339,38 +384,40 @@ def statistic(f=None, *, unit='', name=None, merge=None, finish=None):
     """
     if f is None: return lambda f: statistic(f, unit=unit, name=name, merge=merge, finish=finish)
     if not callable(f): raise TypeError(f"a statistic is made of a function f(x) of a tensor; got {f!r}")
-    name = name or f.__name__
+    name = name or getattr(f, '__name__', type(f).__name__ + '()')
     if not name.isidentifier(): raise ValueError(f"a statistic needs a name that is an identifier; got {name!r}. "
                                                  f"Give one: statistic(f, name='my_statistic')")
     def partial(v):
         out = f(v.x)
-        return tuple(out) if isinstance(out, (tuple, list)) else (out,)
+        out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
+        for o in out:
+            if not (isinstance(o, torch.Tensor) and o.numel() == 1 and not o.is_complex()
+                    or isinstance(o, (numbers.Real, np.bool_)) or isinstance(o, np.ndarray) and o.size == 1 and o.dtype.kind in 'bfiu'):
+                got = f'a tensor of shape {tuple(o.shape)} and {o.dtype}' if hasattr(o, 'shape') else repr(o)
+                raise ValueError(f"the statistic {name!r} must give one number a tensor; got {got}")
+        if len(out) > 1 and finish is None:
+            raise ValueError(f"the statistic {name!r} gives {len(out)} numbers; say with finish= how they become one")
+        return out
     return Statistic(name, unit, partial, merge, finish or (lambda v: v), doc=f.__doc__ or '', own=True)
 
 
 def _ratio(a, n):
     with np.errstate(divide='ignore', invalid='ignore'): return np.where(np.asarray(n) > 0, np.divide(a, n), np.nan)
 
-def _add(a, b):  return tuple(x + y for x, y in zip(a, b))
+def _add(a, b):
+    with np.errstate(invalid='ignore', over='ignore'): return tuple(x + y for x, y in zip(a, b))      # Inf and -Inf are NaN
 def _hyp(a, b):  return tuple(np.hypot(x, y) for x, y in zip(a, b))
 
 def _std_merge(a, b):                              # Chan, Golub and LeVeque 1979
     (na, sa, ra), (nb, sb, rb) = a, b
     n = na + nb
-    d = _ratio(sa, na) - _ratio(sb, nb)
-    d = np.where((np.asarray(na) > 0) & (np.asarray(nb) > 0), d, 0.)
-    return n, sa + sb, np.sqrt(ra ** 2 + rb ** 2 + d ** 2 * na * nb / np.where(n > 0, n, 1))
+    with np.errstate(invalid='ignore', over='ignore'):
+        d = _ratio(sa, na) - _ratio(sb, nb)
+        d = np.where((np.asarray(na) > 0) & (np.asarray(nb) > 0), d, 0.)
+        return n, sa + sb, np.hypot(np.hypot(ra, rb), d * np.sqrt(na * nb / np.where(n > 0, n, 1)))
 
-def _share(name, doc, count):
-    return Statistic(name, 'share of elements', lambda v: (count(v), v.n), _add, _ratio, doc=doc, sampled=True)
-
-def _saturated(v):
-    if v.bounds is None: return math.nan
-    lo, hi = v.bounds
-    edge   = .015 * (hi - lo)                      # 3 % of the half range: |tanh| > .97, a sigmoid outside .015 to .985
-    return v.count((v.sample < lo + edge) | (v.sample > hi - edge))
-
-def _underflow(v): return v.count((v.abs_sample > 0) & (v.abs_sample <= 2.0 ** -25) | (v.abs_sample >= 65520.))
+def _share(name, count, doc):
+    return Statistic(name, 'share of elements', None, _add, _ratio, reads=(count, 'n'), doc=doc, sampled=True)
 
 def _extreme(f):
     "min or max that lets NaN through, except the NaN of a tensor without elements."
@@ -390,31 +437,32 @@ def _dormant(s, n):
     return float(np.mean(mean <= DORMANT * mean.mean()))
 
 
-mean     = Statistic('mean', '', lambda v: (v.sum, v.n), _add, _ratio, doc='Mean of all elements, with sign.')
-std      = Statistic('std', '', lambda v: (v.n, v.sum, v.m2_root), _std_merge,
-                     lambda n, s, r: _ratio(r, np.sqrt(n)), doc='Population standard deviation.')
-norm     = Statistic('norm', '', lambda v: (v.norm,), _hyp, doc='2-norm (Frobenius).')
-min_     = Statistic('min', '', lambda v: (v.min, v.n), _extreme(np.minimum), lambda v, n: v, doc='Smallest element.')
-max_     = Statistic('max', '', lambda v: (v.max, v.n), _extreme(np.maximum), lambda v, n: v, doc='Largest element.')
-abs_max  = Statistic('abs_max', '', lambda v: (v.min, v.max, v.n),
-                     lambda a, b: (_extreme(np.minimum)((a[0], a[2]), (b[0], b[2]))[0],
-                                   *_extreme(np.maximum)((a[1], a[2]), (b[1], b[2]))),
-                     lambda lo, hi, n: np.maximum(np.abs(lo), np.abs(hi)), doc='Largest magnitude.')
-abs_mean   = Statistic('abs_mean', '', lambda v: (v.abs_sum, v.n), _add, _ratio, doc='Mean magnitude (sampled).', sampled=True)
-median     = Statistic('median', '', lambda v: (v.median,), doc='Lower median, with sign (sampled).', sampled=True)
-abs_median = Statistic('abs_median', '', lambda v: (v.abs_median,), doc='Lower median of the magnitudes (sampled).', sampled=True)
-frac_zero      = _share('frac_zero', 'Share of exact zeros (sampled).', lambda v: v.n_zero)
-frac_near_zero = _share('frac_near_zero', f'Share of |x| < {NEAR_ZERO} (sampled).', lambda v: v.n_near_zero)
-frac_nonfinite = _share('frac_nonfinite', 'Share of NaN and Inf (sampled).', lambda v: v.n_nonfinite)
-frac_underflow_fp16 = _share('frac_underflow_fp16', 'Share that float16 would round to zero (0 < |x| <= 2^-25) or overflow '
-                             '(|x| >= 65520) (sampled).', _underflow)
-frac_below_eps = _share('frac_below_eps', "Share of |x| below the optimizer's eps, which then rules the update; NaN for an "
-                        'optimizer without second moments (sampled).',
-                        lambda v: math.nan if v.eps is None else v.count(v.abs_sample < v.eps))
-frac_saturated = _share('frac_saturated', 'Share within 3 % of the bounds of a bounded activation function; NaN for others '
-                        '(sampled).', _saturated)
-hist     = Statistic('hist', 'elements', lambda v: (v.hist,), _add, kind='hist', sampled=True,
-                     doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
+mean       = Statistic('mean', '', None, _add, _ratio, reads=('sum', 'n'), doc='Mean of all elements, with sign.')
+std        = Statistic('std', '', None, _std_merge, lambda n, s, r: _ratio(r, np.sqrt(n)), reads=('n', 'sum', 'm2_root'),
+                       doc='Population standard deviation.')
+norm       = Statistic('norm', '', None, _hyp, reads=('norm',), doc='2-norm (Frobenius).')
+min_       = Statistic('min', '', None, _extreme(np.minimum), lambda v, n: v, reads=('min', 'n'), doc='Smallest element.')
+max_       = Statistic('max', '', None, _extreme(np.maximum), lambda v, n: v, reads=('max', 'n'), doc='Largest element.')
+abs_max    = Statistic('abs_max', '', None,
+                       lambda a, b: (_extreme(np.minimum)((a[0], a[2]), (b[0], b[2]))[0],
+                                     *_extreme(np.maximum)((a[1], a[2]), (b[1], b[2]))),
+                       lambda lo, hi, n: np.maximum(np.abs(lo), np.abs(hi)), reads=('min', 'max', 'n'),
+                       doc='Largest magnitude.')
+abs_mean   = Statistic('abs_mean', '', None, _add, _ratio, reads=('abs_sum', 'n'), sampled=True,
+                       doc='Mean magnitude (sampled).')
+median     = Statistic('median', '', reads=('median',), sampled=True, doc='Lower median, with sign (sampled).')
+abs_median = Statistic('abs_median', '', reads=('abs_median',), sampled=True, doc='Lower median of the magnitudes (sampled).')
+frac_zero           = _share('frac_zero', 'n_zero', 'Share of exact zeros (sampled).')
+frac_near_zero      = _share('frac_near_zero', 'n_near_zero', f'Share of |x| < {NEAR_ZERO} (sampled).')
+frac_nonfinite      = _share('frac_nonfinite', 'n_nonfinite', 'Share of NaN and Inf (sampled).')
+frac_underflow_fp16 = _share('frac_underflow_fp16', 'n_underflow_fp16', 'Share that float16 would round to zero '
+                             '(0 < |x| <= 2^-25) or overflow (|x| >= 65520) (sampled).')
+frac_below_eps      = _share('frac_below_eps', 'n_below_eps', "Share of |x| below the optimizer's eps, which then rules the "
+                             'update; NaN for an optimizer without second moments (sampled).')
+frac_saturated      = _share('frac_saturated', 'n_saturated', 'Share within 3 % of the bounds of a bounded activation '
+                             'function; NaN for others (sampled).')
+hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',),
+                       doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
 frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,
                          lambda a, b: (torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])),
                          lambda lo, hi: float(np.mean(unit_states(lo, hi) == 1)) if len(lo) else math.nan, kind='unit',
