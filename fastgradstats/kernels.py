@@ -10,6 +10,7 @@ from numba import njit
 LOOSE = {'nnan', 'nsz', 'reassoc', 'contract'}      # lets the loops use vector registers; see above for NaN
 ABS   = np.int32(0x7fffffff)                        # the magnitude bits of a float32
 INF   = np.int32(0x7f800000)
+BLOCK = 1024                                        # elements that one float32 sum runs over: more drift
 
 
 def compiled(**options):
@@ -28,14 +29,15 @@ def moments(x, lo, hi, sample, stride):             # x: (row, column); lo, hi: 
     taken = 0
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
     for r in range(x.shape[0]):
-        for start in range(0, x.shape[1], 1024):     # a float32 sum of more drifts
+        for start in range(0, x.shape[1], BLOCK):
+            row, a, b = x[r, start:start + BLOCK], lo[start:start + BLOCK], hi[start:start + BLOCK]
             s = q = x.dtype.type(0)
-            for c in range(start, min(start + 1024, x.shape[1])):
-                v     = x[r, c]
-                s    += v
-                q    += v * v
-                lo[c] = min(lo[c], v)
-                hi[c] = max(hi[c], v)
+            for c in range(len(row)):               # from 0: a loop from elsewhere is not vectorised (may be negative)
+                v    = row[c]
+                s   += v
+                q   += v * v
+                a[c] = min(a[c], v)
+                b[c] = max(b[c], v)
             total   += s
             squares += q
         stop = min(((r + 1) * x.shape[1] - 1) // stride + 1, len(sample))
@@ -118,15 +120,14 @@ def small(x, ends, near, bin_of_pattern, out, hist):
 def synchronise(new, old):                          # both (n,); old is written where it differs
     "Sum of squares of `new`; `old` is made equal to it, which it mostly is already."
     total = 0.
-    for start in range(0, len(new), 1024):
-        stop  = min(start + 1024, len(new))
+    for start in range(0, len(new), BLOCK):
+        a, b  = new[start:start + BLOCK], old[start:start + BLOCK]
         other = False
-        for i in range(start, stop):
-            v      = np.float64(new[i])
+        for i in range(len(a)):
+            v      = np.float64(a[i])
             total += v * v
-            other |= new[i] != old[i]
-        if other:
-            for i in range(start, stop): old[i] = new[i]
+            other |= a[i] != b[i]
+        if other: b[:] = a
     return total
 
 
@@ -139,30 +140,3 @@ def advance(new, old):                              # both (n,); old is written
         total += d * d
         old[i] = new[i]
     return total
-
-
-@compiled()
-def medians(bits):                                  # bits: (n,) int32 of float32
-    "The bits of the lower median and of the lower median of the magnitudes: the bucket of each is counted, then sorted out."
-    k      = (len(bits) - 1) // 2
-    counts = np.zeros(2048, np.int32)
-    for i in range(len(bits)): counts[(bits[i] >> 21) + 1024] += 1
-    out    = np.empty(2, np.int32)
-    for magnitude in range(2):
-        rest   = k
-        bucket = 0
-        for j in range(1024 if magnitude else 2048):
-            if magnitude:  bucket, here = j, counts[1024 + j] + counts[j]
-            elif j < 1024: bucket, here = 1023 - j, counts[1023 - j]          # negative patterns run the other way
-            else:          bucket, here = j, counts[j]
-            if rest < here: break
-            rest -= here
-        few = np.empty(here, np.int32)
-        m   = 0
-        for i in range(len(bits)):
-            b = (bits[i] >> 21) + 1024
-            if b == bucket or magnitude and b == bucket + 1024:
-                few[m] = bits[i] & ABS if magnitude else bits[i]
-                m     += 1
-        out[magnitude] = np.int32(select(few, rest, magnitude == 1))
-    return out[0], out[1]

@@ -258,17 +258,15 @@ class View:
             return float(s if math.isfinite(s) else self.abs_sample.sum(dtype=np.float64)) * self.scale
 
     @cached_property
-    def _medians(self):
-        "Lower medians of the sample and of its magnitudes; NaN where the tensor has one."
-        if not self.n or self.host and math.isnan(self.max): return math.nan, math.nan
-        if self.host: return np.array(kernels.medians(self.sample.view(np.int32)), np.int32).view(np.float32).tolist()
-        k   = (self.n_sampled - 1) // 2
-        nan = torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
-        return self.sample.sort().values[k] + nan, self.abs_sample.sort().values[k] + nan
+    def median(self):     return self._kth(self.sample)
     @cached_property
-    def median(self):     return self._medians[0]
-    @cached_property
-    def abs_median(self): return self._medians[1]
+    def abs_median(self): return self._kth(self.abs_sample)
+    def _kth(self, s):
+        "Lower median of the sample or of its magnitudes; NaN where the tensor has one."
+        if not self.n: return math.nan
+        k = (self.n_sampled - 1) // 2
+        if self.host: return math.nan if math.isnan(self.max) else float(np.partition(s, k)[k])
+        return s.sort().values[k] + torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
 
     @cached_property
     def hist(self):
