@@ -70,49 +70,67 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
 
 
 @compiled()
-def select(bits, k, magnitude):                     # bits: (n,) int32 of float32
-    "The bits of the k-th smallest (from 0), or of the k-th smallest magnitude, by three passes of counting."
-    known = np.int64(0)
+def select(keys, k):                                # keys: (n,) uint32
+    "The k-th smallest (from 0), by three passes of counting."
+    known = np.uint32(0)
     for step in range(3):
-        shift, width = (21, 2048) if step == 0 else (10, 2048) if step == 1 else (0, 1024)
+        shift, above, width = (21, 0, 2048) if step == 0 else (10, 21, 2048) if step == 1 else (0, 10, 1024)
         counts = np.zeros(width, np.int32)
-        for i in range(len(bits)):
-            b   = np.int64(bits[i])
-            key = (b & 0x7fffffff if magnitude else b if b >= 0 else b ^ 0x7fffffff) + 0x80000000     # in the floats' order
-            if step == 0 or (key >> (21 if step == 1 else 10)) == known: counts[(key >> shift) & (width - 1)] += 1
+        if step == 0:
+            for i in range(len(keys)): counts[keys[i] >> shift] += 1
+        else:
+            for i in range(len(keys)):
+                if keys[i] >> above == known: counts[(keys[i] >> shift) & (width - 1)] += 1
         j = 0
         while k >= counts[j]:
             k -= counts[j]
             j += 1
-        known = known * width + j
-    key = known - 0x80000000
-    return np.int32(key if key >= 0 else key ^ 0x7fffffff)
+        known = np.uint32(known * width + j)
+    return known
 
 
 @compiled()
-def small(x, ends, near, bin_of_pattern, out, hist):
+def small(x, ends, wide, near, bin_of_pattern, out, hist):
     """All statistics of many small tensors that lie one behind the other in `x`, tensor `t` up to `ends[t]`.
 
     out: (tensor, 10), written: sum, sum of squares, least, greatest, sum of magnitudes, zeros, near zeros, non-finite, the
-    bits of the lower median and of the lower median of the magnitudes; hist: (tensor, bin), written.
+    bits of the lower median and of the lower median of the magnitudes; hist: (tensor, bin), written where `wide[t]`.
     """
     start = 0
     bits  = x.view(np.int32)
     for t in range(len(ends)):
-        total = squares = mags = 0.
-        lo = hi = x[start]
-        for i in range(start, ends[t]):
-            v        = np.float64(x[i])
+        part    = x[start:ends[t]]
+        marks   = bits[start:ends[t]]
+        n       = len(part)
+        total   = squares = mags = 0.
+        lo = hi = part[0]
+        zeros   = close = bad = np.int32(0)
+        signed  = np.empty(n, np.uint32)            # in the order of the floats
+        plain   = np.empty(n, np.uint32)            # in the order of the magnitudes
+        for i in range(n):
+            v        = np.float64(part[i])
             total   += v
             squares += v * v
             mags    += abs(v)
-            if x[i] < lo: lo = x[i]
-            if x[i] > hi: hi = x[i]
-        part = bits[start:ends[t]]
-        k    = (len(part) - 1) // 2
+            lo       = min(lo, part[i])
+            hi       = max(hi, part[i])
+            m        = marks[i] & ABS
+            zeros   += m < 1
+            close   += m < near
+            bad     += m >= INF
+            plain[i]  = np.uint32(m)
+            signed[i] = np.uint32(m) + np.uint32(0x80000000) if marks[i] >= 0 else np.uint32(0x7fffffff) - np.uint32(m)
+        k = (n - 1) // 2
+        if n <= 64:
+            signed.sort()
+            plain.sort()
+            a, b = signed[k], plain[k]
+        else: a, b = select(signed, k), select(plain, k)
         out[t, 0], out[t, 1], out[t, 2], out[t, 3], out[t, 4] = total, squares, lo, hi, mags
-        out[t, 5], out[t, 6], out[t, 7] = tally(part, near, bin_of_pattern, hist[t])
-        out[t, 8], out[t, 9] = select(part, k, False), select(part, k, True)
+        out[t, 5], out[t, 6], out[t, 7] = zeros, close, bad
+        out[t, 8] = np.float64(a) - 0x80000000 if a >= 0x80000000 else -np.float64(a) - 1
+        out[t, 9] = b
+        if wide[t]: tally(marks, near, bin_of_pattern, hist[t])
         start = ends[t]
 
 

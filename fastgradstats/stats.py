@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Callable
 
 import numpy as np
@@ -104,6 +104,16 @@ def _least(t, dtype):
     return float(r if float(r) >= t else np.nextafter(r, np.float32(np.inf)))
 
 
+class lazy:
+    "A property that is computed once; functools' own takes a lock each time, until Python 3.12."
+    def __init__(self, f): self.f, self.__doc__ = f, f.__doc__
+    def __set_name__(self, owner, name): self.name = name
+    def __get__(self, obj, owner=None):
+        if obj is None: return self
+        value = obj.__dict__[self.name] = self.f(obj)
+        return value
+
+
 class View:
     """One tensor and the reductions of it that statistics share, each computed once.
 
@@ -122,11 +132,11 @@ class View:
 
     def read(self, t): return float(t.numpy()) if self.host else t
 
-    @cached_property
+    @lazy
     def flat(self): return flat(self.x)
 
     # Moments: always of everything. On the CPU one pass reads the sum, the squares and the extremes.
-    @cached_property
+    @lazy
     def _pass(self):
         "(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the careful way."
         if not self.host or not self.n: return None
@@ -161,13 +171,13 @@ class View:
         while k * x.shape[1] < 256 and len(x) % (2 * k) == 0: k *= 2         # short rows are read several at once
         return (x.reshape(-1, k * x.shape[1]) if k > 1 else x), (k, U, -1)
 
-    @cached_property
+    @lazy
     def sum(self):
         if not self.n: return 0.
         if not self.host: return self.flat.sum(dtype=None if self.x.device.type == 'mps' else torch.float64)
         return self._pass[0] if self._pass else self.read(self.flat.sum(dtype=torch.float64))
 
-    @cached_property
+    @lazy
     def norm(self):
         "2-norm, right from the smallest to the largest float: squares of 1e-23 or 1e20 do not fit a float32."
         if self._pass: return math.sqrt(self._pass[1])
@@ -185,7 +195,7 @@ class View:
             for _ in range(2): y = y - (y.sum(dtype=_wide(m).dtype) / self.n).to(y.dtype)
         return self.read(_ldexp(_wide(_norm(y)), e))
 
-    @cached_property
+    @lazy
     def m2_root(self):
         """||x - mean||. From the squares and the sum where the mean is no larger than 10 std (the difference of the two then
         keeps 1e-5), else, and always on a device, in a second pass over x - mean."""
@@ -195,31 +205,31 @@ class View:
             if of_mean <= 100 * (squares - of_mean): return math.sqrt(squares - of_mean)
         return self._safe_norm(self.flat, centred=True)
 
-    @cached_property
+    @lazy
     def _extremes(self):
         if not self.n: return math.nan, math.nan
         if self._pass: return float(self._pass[2].min()), float(self._pass[3].max())
         if self.unit_dim is not None and 'unit_extremes' in self.__dict__: lo, hi = self.unit_extremes
         else:                                                              lo, hi = self.flat, self.flat
         return self.read(lo.amin()), self.read(hi.amax())
-    @property
+    @lazy
     def min(self): return self._extremes[0]
-    @property
+    @lazy
     def max(self): return self._extremes[1]
 
     # The sample: every stride-th element.
-    @cached_property
+    @lazy
     def n_sampled(self): return -(-self.n // self.stride)
     @property
     def scale(self): return self.n / self.n_sampled if self.n else 0.      # elements that one sampled element stands for
-    @cached_property
+    @lazy
     def sample(self):
         "A NumPy array on the CPU, a tensor on a device.  # (n_sampled,)"
         s = self.flat if self.stride == 1 else self.flat[::self.stride].contiguous()
         return s.numpy() if self.host else s
-    @cached_property
+    @lazy
     def abs_sample(self): return abs(self.sample)
-    @cached_property
+    @lazy
     def _tally(self):
         "(counts of the bins, zeros, near zeros, non-finite) of the sample."
         hist, s = np.empty(N_BINS), self.sample
@@ -230,25 +240,25 @@ class View:
         "How many elements of the tensor the mask over its sample stands for."
         return (np.count_nonzero(mask) if self.host else mask.sum()) * self.scale
     def below(self, x, t): return x < _least(t, x.dtype if isinstance(x, torch.Tensor) else x.dtype.type)
-    @cached_property
+    @lazy
     def n_zero(self): return self._tally[1] * self.scale if self.host else self.count(self.sample == 0)
-    @cached_property
+    @lazy
     def n_near_zero(self): return self._tally[2] * self.scale if self.host else self.count(self.abs_sample < NEAR_ZERO)
-    @cached_property
+    @lazy
     def n_nonfinite(self): return self._tally[3] * self.scale if self.host else self.count(~torch.isfinite(self.sample))
-    @cached_property
+    @lazy
     def n_underflow_fp16(self):
         a = self.abs_sample
         return self.count((a > 0) & (a <= 2.0 ** -25) | (a >= 65520.))
-    @cached_property
+    @lazy
     def n_below_eps(self): return math.nan if self.eps is None else self.count(self.abs_sample < self.eps)
-    @cached_property
+    @lazy
     def n_saturated(self):
         if self.bounds is None: return math.nan
         lo, hi = self.bounds
         edge   = .015 * (hi - lo)                  # 3 % of the half range: |tanh| > .97, a sigmoid outside .015 to .985
         return self.count((self.sample < lo + edge) | (self.sample > hi - edge))
-    @cached_property
+    @lazy
     def abs_sum(self):
         "Sum of magnitudes, scaled from the sample to the whole."
         if not self.n: return 0.
@@ -257,9 +267,9 @@ class View:
             s = self.abs_sample.sum()
             return float(s if math.isfinite(s) else self.abs_sample.sum(dtype=np.float64)) * self.scale
 
-    @cached_property
+    @lazy
     def median(self):     return self._kth(self.sample)
-    @cached_property
+    @lazy
     def abs_median(self): return self._kth(self.abs_sample)
     def _kth(self, s):
         "Lower median of the sample or of its magnitudes; NaN where the tensor has one."
@@ -268,7 +278,7 @@ class View:
         if self.host: return math.nan if math.isnan(self.max) else float(np.partition(s, k)[k])
         return s.sort().values[k] + torch.where(torch.isnan(self.max), self.max, torch.zeros_like(self.max))
 
-    @cached_property
+    @lazy
     def hist(self):
         "Counts over the N_BINS fixed bins, scaled to the whole tensor.  # (N_BINS,)"
         if self.host: return self._tally[0] * self.scale
@@ -279,7 +289,7 @@ class View:
         return one.new_zeros(N_BINS).index_add_(0, _bin_of_pattern_on(s.device), raw) * self.scale
 
     # per unit (a channel or feature): the axis unit_dim
-    @cached_property
+    @lazy
     def by_unit(self):
         "x with its units last and all else flattened, where that needs no copy; otherwise None."
         y = self.x.movedim(self._unit_axis, -1)
@@ -296,7 +306,7 @@ class View:
         if d: x, d = f(x, 0), d - 1
         rest = tuple(i for i in range(x.dim()) if i != d)
         return f(x, rest) if rest else x
-    @cached_property
+    @lazy
     def unit_extremes(self):
         "The least and the greatest value of each unit; the identities of min and max where there is no element."
         if not self.n: return self._no_units(math.inf), self._no_units(-math.inf)
@@ -306,7 +316,7 @@ class View:
                     torch.from_numpy(hi.reshape(units).max(axis=(0, 2))))
         return self.over_units(torch.amin), self.over_units(torch.amax)                          # (unit,), (unit,)
     def _no_units(self, value): return self.x.new_full((self.x.shape[self._unit_axis],), value)
-    @cached_property
+    @lazy
     def unit_abs_sum(self):
         if not self.n: return self._no_units(0.)
         return self.over_units(lambda x, dim: torch.linalg.vector_norm(x, 1, dim=dim))           # (unit,)
@@ -320,15 +330,20 @@ def views(tensors, sample=SAMPLE, host=None):
     out = [View(t, sample, host=host) for t in tensors]
     few = [v for v in out if v.host and 0 < v.n <= SMALL and v.stride == 1 and v.x.dtype == torch.float32]
     if len(few) < 2: return out
-    flats = torch.cat([v.flat for v in few]).numpy()
+    ends  = np.cumsum([v.n for v in few])
+    wide  = np.array([v.x.dim() > 1 for v in few])
     found, hists = np.empty((len(few), 10)), np.empty((len(few), N_BINS))
-    kernels.small(flats, np.cumsum([v.n for v in few]), _NEAR_BITS, BIN_OF_PATTERN, found, hists)
-    medians = found[:, 8:].astype(np.int32).view(np.float32).astype(float).tolist()
-    for v, (total, squares, lo, hi, mags, *counts, _, _), (med, abs_med), hist in zip(few, found.tolist(), medians, hists):
+    kernels.small(torch.cat([v.flat for v in few]).numpy(), ends, wide, _NEAR_BITS, BIN_OF_PATTERN, found, hists)
+    medians = found[:, 8:].astype(np.int32).view(np.float32).tolist()
+    for v, w, (total, squares, lo, hi, mags, zero, near, bad, _, _), (median, abs_median), hist in zip(
+            few, wide.tolist(), found.tolist(), medians, hists):
         if not (1e-280 < squares < 1e280 or lo == hi == 0): continue                       # NaN, Inf: by itself
-        v.__dict__.update(_pass=(total, squares, None, None, None), sum=total, norm=math.sqrt(squares), _extremes=(lo, hi),
-                          abs_sum=mags, n_zero=counts[0], n_near_zero=counts[1], n_nonfinite=counts[2], hist=hist,
-                          median=med, abs_median=abs_med)
+        known  = v.__dict__
+        spread = squares - total * total / v.n
+        known.update(_pass=(total, squares, None, None, None), sum=total, norm=math.sqrt(squares), min=lo, max=hi,
+                     abs_sum=mags, n_zero=zero, n_near_zero=near, n_nonfinite=bad, median=median, abs_median=abs_median)
+        if total * total / v.n <= 100 * spread: known['m2_root'] = math.sqrt(spread)
+        if w: known['hist'] = hist
     return out
 
 def _to_float32(s):
