@@ -50,7 +50,7 @@ class Plan:
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
         self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
         self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
-        self.get     = {p: attrgetter('n', *a) for p, a in self.reads.items()}        # 'n' first: always a tuple
+        self.get     = {p: attrgetter('n', *a) if a else _only_n for p, a in self.reads.items()}      # 'n' first: always a tuple
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):
@@ -66,5 +66,7 @@ class Plan:
         return dict(stats={p: [s.name for s in ss] for p, ss in self.stats.items()}, every=every, sample=self.sample,
                     window=self.window, per_call=self.per_call, unit_dim=self.unit_dim,
                     modules=None if self.modules is None else str(self.modules))
+
+def _only_n(view): return view.n,
 
 def _plan(settings): return Plan(**settings)

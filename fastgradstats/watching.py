@@ -71,8 +71,9 @@ class Watcher:
         self.all, self.params, self.flags = [], [], []            # (number, parameter): all, those trained; requires_grad of all
         self.fired, self.targets = set(), []
         self.spare, self.lazy    = None, False    # sites read beside the first ones until these are known; parameters to come
-        self.blind, self.asked, self.answered = set(), set(), set()   # sites: without a graph in this forward (a reentrant
-                                                  # checkpoint), whose gradient was asked for, for which it came
+        # sites: without a graph in this forward pass (a reentrant checkpoint), not told apart when run again, whose gradient
+        # was asked for, for which it came
+        self.blind, self.doubtful, self.asked, self.answered = set(), set(), set(), set()
         self.spent = self.of = 0.
         self.timing = False
         self._since = None
@@ -162,7 +163,7 @@ class Watcher:
         self.part      = Part(bs, i)
         self.scale     = None
         self.last_mark, self.calls = ('', -1), {}
-        self.blind.clear()
+        self.blind.clear(); self.doubtful.clear()
         if self.spare: self.spare.part = Part(bs, i)
         every          = self.plan.every if isinstance(self.plan.every, int) else 1
         rows           = self.log.now_rows + 1
@@ -224,6 +225,7 @@ class Watcher:
         "The backward pass has run: the micro-batch belongs to the row."
         self.mode = OFF
         if self.part is None: return
+        if self.doubtful: self._forget('grad_output', self.doubtful)
         self.row.parts.append(self.part)
         self.part = None
         self.window |= self.touched
@@ -322,7 +324,15 @@ class Watcher:
         "Any module with parameters has run: it names the sites that follow and their unit axis."
         name, axis, leaf = place
         if name not in self.log.order: self.log.order[name] = len(self.log.order)
-        if leaf: self.last_mark = name, axis
+        if not leaf: return
+        self.last_mark = name, axis
+        if self.mode == BACKWARD and self.blind:                             # run again by a checkpoint
+            for _, t in tensors(output):
+                if t.requires_grad: t.register_hook(_Hook(self, 'part_ends', None))
+
+    def part_ends(self, place, g):
+        "The gradient of what a checkpoint ran again is under way: what it runs next is another part of the model."
+        self.last_mark = None, -1
 
     def saw_spare(self, place, *args):
         "A module that is read in place of the nonlinearities if there are none."
@@ -371,8 +381,21 @@ class Watcher:
                     self.log.sites.get((name, path, self.last_mark[0] if axis is None else None))
             if   known in could:  self._ask(t, known, bounds)
             elif len(could) == 1: self._ask(t, could[0], bounds)
-            elif could:           self.log.ignore(f'{name}{path} (grad_output)', 'a checkpoint runs it again and does not tell '
-                                                                                'which of its calls that is')
+            elif could:
+                self.doubtful.update(could)
+                self.log.ignore(f'{name}{path} (grad_output)', 'a checkpoint runs it again and does not tell which of its calls '
+                                                               'that is')
+
+    def _forget(self, probe, sites):
+        "Drop what the micro-batch has captured at a probe of these sites."
+        part, at = self.part, 0
+        sig, flat = [], []
+        for p, k in part.sig:
+            n = sum(self.log._width(s) for s in self.plan.scalars[p])
+            if p != probe or k not in sites: sig.append((p, k)); flat += part.flat[at:at + n]
+            at += n
+        part.sig, part.flat = sig, flat
+        part.hists = [h for h in part.hists if h[0] != probe or h[2] not in sites]
 
     def _ask(self, t, site, bounds):
         "Have the gradient with respect to `t` read when it comes."
@@ -422,6 +445,7 @@ class Watcher:
 
     def _capture(self, part, probe, layer, view, hist=True):
         if not view.n: return
+        s = None
         try:
             part.sig.append((probe, layer))
             part.flat.extend(self.plan.get[probe](view))
@@ -435,7 +459,7 @@ class Watcher:
                 for s in self.plan.hists[probe]: part.hists.append((probe, s.name, layer, s.f(view)[0]))
         except Exception as e:
             name = self.log.layer_name(probe, layer)
-            raise RuntimeError(f"the statistic {s.name!r} failed on {name!r} ({probe}, shape {tuple(view.x.shape)}): "
+            raise RuntimeError(f"{f'the statistic {s.name!r}' if s else 'a built-in statistic'} failed on {name!r} ({probe}, shape {tuple(view.x.shape)}): "
                                f"{type(e).__name__}: {e}. Training was stopped and all hooks removed") from e
 
     def _own(self, s, view):
