@@ -391,7 +391,7 @@ class Watcher:
         part, at = self.part, 0
         sig, flat = [], []
         for p, k in part.sig:
-            n = sum(self.log._width(s) for s in self.plan.scalars[p])
+            n = self.log._offsets(p)[None]
             if p != probe or k not in sites: sig.append((p, k)); flat += part.flat[at:at + n]
             at += n
         part.sig, part.flat = sig, flat
@@ -428,10 +428,22 @@ class Watcher:
                     if p.numel(): own.sig.append((probe, i)); own.flat += (p.numel(), n)
             return norms
         sample = self.plan.sample if sample is ... else sample
-        read   = views(ts, sample, self.host)
-        for v, (i, _) in zip(read, self.got): v.eps = self.eps.get(i)
-        for (i, p), v in zip(self.got, read): self._capture(own, probe, i, v, hist=p.dim() > 1)
-        return [v.norm for v in read]
+        done   = {}
+        if self.host is not False and self.plan.small[probe] and (sample is None or sample >= SMALL):
+            which, numbers, norms, hists = read_small(ts, ['n', *self.plan.reads[probe]])
+            for k, found, norm, hist in zip(which, numbers, norms, hists):
+                i, p    = self.got[k]
+                done[k] = norm
+                own.sig.append((probe, i))
+                own.flat += found
+                if p.dim() > 1:
+                    for s in self.plan.hists[probe]: own.hists.append((probe, s.name, i, hist))
+        for k, (t, (i, p)) in enumerate(zip(ts, self.got)):
+            if k in done: continue
+            v = View(t, sample, eps=self.eps.get(i), host=self.host)
+            self._capture(own, probe, i, v, hist=p.dim() > 1)
+            done[k] = v.norm
+        return [done[k] for k in range(len(ts))]
 
     def _norms(self, ts, known=()):
         "The 2-norm of every tensor; on the CPU those of the small ones in one call."
