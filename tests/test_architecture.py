@@ -1,0 +1,213 @@
+"The shape of the package: who may import whom, what the star import brings, what the README names."
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastgradstats
+
+ROOT    = Path(__file__).parent.parent
+PACKAGE = Path(fastgradstats.__file__).parent
+FILES   = sorted(PACKAGE.glob('*.py'))
+README  = (ROOT / 'README.md').read_text(encoding='utf-8')
+TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
+
+# --- the dependency diagram -----------------------------------------------------------------------------------------
+# module -> the modules of ours that it may import, anywhere in the file (also inside a function)
+LEAVES    = dict(record='', kernels='', stats='kernels', probes='')
+TRAINING  = dict(planning='probes record stats', gathering='probes record stats', constant='',
+                 watching='gathering planning probes stats constant', data='')
+READING   = dict(reading='record', answering='', reporting='', comparing='answering reading record',
+                 drawing='record', smallgrads='drawing record', plots='drawing smallgrads record')
+COATS     = dict(callbacks='constant planning watching plots reporting record stats probes',
+                 lesson10='callbacks comparing data plots', cli='lesson10 record')
+MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
+HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
+LIGHT     = {'record', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
+NO_FASTAI = {'watching', 'planning', 'gathering', 'constant', 'stats', 'probes', 'kernels'}      # any PyTorch loop
+
+def imports(path):
+    "(modules of ours, top-level packages of others) that a file imports, also inside its functions."
+    ours, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            ours |= {node.module.split('.')[0]} if node.module else {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom): others.add(node.module.split('.')[0])
+        elif isinstance(node, ast.Import):     others |= {a.name.split('.')[0] for a in node.names}
+    return ours - {'__version__'}, others
+
+IMPORTS = {f.stem: imports(f) for f in FILES if f.stem != '__init__'}
+
+
+@pytest.mark.parametrize('module', IMPORTS)
+def test_a_module_imports_only_what_the_diagram_allows(module):
+    assert module in MAY, f"{module}.py is not in the diagram: give it a line in MAY"
+    ours, others = IMPORTS[module]
+    assert ours <= MAY[module], f"{module}.py imports {', '.join(ours - MAY[module])}; it may import {MAY[module] or 'nothing of ours'}"
+    assert 'fastgradstats' not in others, 'imports of the package are relative, so that this test sees them'
+    if module in LIGHT:     assert not others & HEAVY
+    if module in NO_FASTAI: assert not others & {'fastai', 'fastcore'}
+
+def test_the_diagram_names_no_module_that_is_not_there(): assert set(MAY) == set(IMPORTS)
+
+def test_there_is_no_circle():
+    order = []
+    def visit(m, path=()):
+        assert m not in path, f"a circle of imports: {' -> '.join([*path, m])}"
+        for n in IMPORTS[m][0]: visit(n, (*path, m))
+        order.append(m)
+    for m in IMPORTS: visit(m)
+    assert order
+
+def test_the_package_itself_imports_nothing_when_it_is_imported():
+    ours, others = imports(PACKAGE / '__init__.py')
+    assert not ours and others <= {'importlib'}
+
+
+def python(code):
+    "What a fresh interpreter prints."
+    run = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+def test_a_record_is_read_without_torch_fastai_and_numba(tmp_path):
+    path = tmp_path / 'run.parquet'
+    python(f'''
+import pandas as pd
+from fastgradstats import Record
+iters = pd.DataFrame(dict(iter=range(3), fit=0, epoch=0, bs=1, loss=[3., 2., 1.], loss_constant=3., lr=.1, mom=0., grad_norm=1.,
+                          clip_factor=1., stepped=True, measured=True, n_accum=1, elapsed=0.))
+layers = dict(grad=pd.DataFrame(dict(layer=['0.weight'], module=['0'], type=['Linear'], shape=['2x2'], numel=[4])))
+Record(iters, {{('grad', 'norm'): [[1.], [2.], [3.]]}}, layers).save({str(path)!r})
+''')
+    heavy = python(f'''
+import sys
+import fastgradstats
+from fastgradstats import Record, plot_lines
+rec = Record.load({str(path)!r})
+repr(rec), rec.frame(), rec.join(rec)
+import fastgradstats.comparing, fastgradstats.reporting
+print(sorted({HEAVY!r} & set(sys.modules)), rec['grad', 'norm'][:, 0].tolist())
+''')
+    assert heavy == '[] [1.0, 2.0, 3.0]'
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+COMMON = {'mean', 'std', 'min', 'max', 'norm', 'median', 'hist', 'grad', 'stats', 'data', 'load', 'save', 'run', 'plot', 'diff',
+          'show', 'record', 'update', 'weight', 'input', 'output', 'layers', 'units', 'test', 'random', 'time', 'copy'}
+
+def test_the_star_import_brings_exactly_what_is_promised():
+    brought = set(python("from fastgradstats import *; print(*[n for n in dir() if not n.startswith('__')])").split())
+    assert brought == set(fastgradstats.__all__)
+    assert len(fastgradstats.__all__) == len(set(fastgradstats.__all__))
+    assert set(fastgradstats.__all__) <= set(dir(fastgradstats))
+
+def test_the_star_import_has_no_common_words():
+    lower = {n for n in fastgradstats.__all__ if n == n.lower() and not n.startswith('plot_')}
+    assert not lower & COMMON
+    assert lower <= {'watch', 'compare', 'statistic', 'diagnose', 'check_init'}
+
+def test_the_star_import_shadows_nothing_of_fastais():
+    assert python('''
+import fastgradstats
+from fastai.vision.all import *
+print(*sorted(set(fastgradstats.__all__) & set(dir())))''') == ''
+
+def test_no_module_bears_the_name_of_a_public_function():
+    assert not {f.stem for f in FILES} & set(fastgradstats.__all__)
+
+@pytest.mark.parametrize('module', [f.stem for f in FILES if f.stem != '__init__'])
+def test_public_names_stay_callable_after_a_module_was_imported(module):
+    assert python(f'''
+import fastgradstats.{module}
+from fastgradstats import *
+print(all(callable(f) for f in map(globals().get, __import__('fastgradstats').__all__)) and callable(watch))''') == 'True'
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="module 'fastgradstats' has no attribute 'plot_nothing'"): fastgradstats.plot_nothing
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+MOST_LINES, WIDTH = 450, 120
+
+def test_no_file_of_the_package_is_too_long():
+    long = {f.name: n for f in FILES if (n := len(f.read_text(encoding='utf-8').splitlines())) > MOST_LINES}
+    assert not long, f"over {MOST_LINES} lines, to be split by subject: {long}"
+
+def test_the_linter_finds_nothing():
+    ruff = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--isolated', '--select', 'F,E501',
+                           '--line-length', str(WIDTH), '--output-format', 'concise', str(PACKAGE)],
+                          capture_output=True, text=True, timeout=60)
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+
+
+# --- what the README names exists ------------------------------------------------------------------------------------
+def table(title):
+    "First cells of the table under a heading of the README, without the marks of code."
+    part = re.search(rf'^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)', README, re.S | re.M)
+    assert part, f"the README has no heading {title!r}"
+    rows = [l for l in part[1].splitlines() if l.startswith('|')][2:]
+    assert rows, f"no table under {title!r}"
+    return [[c.strip() for c in r.strip('|').split('|')] for r in rows]
+
+def code(cell): return re.findall(r'`([^`]+)`', cell)
+
+def test_readme_statistics_are_all_there_are():
+    from fastgradstats.stats import STATISTICS
+    rows  = table('Statistics')
+    named = [n for r in rows for n in code(r[0])]
+    assert sorted(named) == sorted(STATISTICS)
+    for names, unit, _, how in rows:
+        for n in code(names):
+            s = STATISTICS[n]
+            assert how.startswith('sampled') == s.sampled, n
+            assert unit == s.unit or not s.unit, f"{n}: unit {unit!r}, the statistic's is {s.unit!r}"
+
+def test_readme_derived_quantities_are_all_there_are():
+    from fastgradstats.record import DERIVED
+    named = [n for r in table('Derived quantities') for n in code(r[0])]
+    assert [n for n in named if n.startswith('rec[')] == [f"rec['{p}', '{s}']" for p, s in DERIVED]
+
+def test_readme_probes_are_all_there_are():
+    from fastgradstats.probes import PROBES
+    assert sorted(n for r in table('Probes') for n in code(r[0])) == sorted(PROBES)
+
+def test_readme_plots_are_all_there_are():
+    named = [re.match(r'\w+', c)[0] for r in table('Plots') for c in code(r[0])]
+    assert sorted(named) == sorted(n for n in fastgradstats.__all__ if n.startswith('plot_'))
+
+def test_readme_callbacks_and_their_defaults():
+    rows = {code(r[0])[0]: r for r in table('Callbacks')}
+    assert sorted(rows) == sorted(n for n in fastgradstats.__all__ if n.endswith('Callback'))
+    for name, row in rows.items():
+        if name == 'LayerStatsCallback': continue                    # all of the others, and input and output
+        given = getattr(fastgradstats, name)().layer_plan.describe()['stats']
+        told  = {m[1]: [s for s in m[2].split(', ')] for m in re.finditer(r'`(\w+)`: ([\w, ]+)', row[1])}
+        assert told == given, name
+
+def test_readme_settings_are_those_of_the_callbacks():
+    import inspect
+    from fastgradstats.probes import PROBES
+    args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - set(PROBES)
+    assert {n for r in table('Settings') for n in code(r[0])} == args
+
+def test_readme_promises_no_name_that_is_not_there():
+    used = set(re.findall(r'\b(plot_\w+|[A-Z]\w+Callback|watch|compare|diagnose|check_init)\(', README))
+    assert used <= set(fastgradstats.__all__)
+
+def test_readme_tests_exist():
+    there = {f.name: set(re.findall(r'^ *def (test_\w+)', f.read_text(encoding='utf-8'), re.M)) for f in TESTS}
+    every = set().union(*there.values())
+    for name in re.findall(r'\btest_\w+\b(?!\.py)', README): assert name in every, f"the README names {name}; there is no such test"
+    for name in re.findall(r'\btest_\w+\.py\b', README):     assert name in there, f"the README names {name}; there is no such file"
+
+def test_readme_files_exist():
+    for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', README): assert (ROOT / target).exists(), target
+
+def test_ci_runs_the_readmes_test_command():
+    install, pytest_ = re.search(r'pip install ("?\.\[test\]"?) && (pytest .*)', README).groups()
+    ci = (ROOT / '.ci' / 'run').read_text(encoding='utf-8')
+    assert f'pip install --quiet {install}' in ci and ci.rstrip().endswith(pytest_.strip())
