@@ -5,7 +5,7 @@ from operator import attrgetter
 
 from .probes import PROBES, check_modules
 from .record import RESERVED
-from .stats import SAMPLE, STATISTICS, resolve
+from .stats import SAMPLE, SMALL_READS, STATISTICS, resolve
 
 DEFAULTS = dict(
     grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite', 'hist'],
@@ -51,6 +51,7 @@ class Plan:
         self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
         self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
         self.get     = {p: attrgetter('n', *a) if a else _only_n for p, a in self.reads.items()}      # 'n' first: always a tuple
+        self.small   = {p: set(a) <= set(SMALL_READS) and all(s.reads for s in self.scalars[p]) for p, a in self.reads.items()}
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):

@@ -325,26 +325,30 @@ class View:
 @lru_cache(maxsize=None)
 def _bin_of_pattern_on(device): return torch.from_numpy(BIN_OF_PATTERN).to(device)
 
-def views(tensors, sample=SAMPLE, host=None):
-    "A View of each tensor; on the CPU one call reads all the small ones."
-    out = [View(t, sample, host=host) for t in tensors]
-    few = [v for v in out if v.host and 0 < v.n <= SMALL and v.stride == 1 and v.x.dtype == torch.float32]
-    if len(few) < 2: return out
-    ends  = np.cumsum([v.n for v in few])
-    wide  = np.array([v.x.dim() > 1 for v in few])
+SMALL_READS = ('n', 'sum', 'm2_root', 'norm', 'min', 'max', 'abs_sum', 'n_zero', 'n_near_zero', 'n_nonfinite', 'median',
+               'abs_median')
+
+def read_small(tensors, names):
+    """Read all the small ones of `tensors` (on the CPU) in one call. Returns which were read, their numbers
+    # (tensor, name), names among SMALL_READS; their norms; their histograms  # (tensor, bin), for two or more dimensions.
+    What is not finite, or has a mean beyond 10 std, is left to a View."""
+    few = [k for k, t in enumerate(tensors) if t.dtype == torch.float32 and 0 < t.numel() <= SMALL and t.device.type == 'cpu'
+           and t.layout == torch.strided]
+    if not few: return few, [], [], []
+    flats = [flat(tensors[k].detach()) for k in few]
+    n     = np.array([len(t) for t in flats])
+    wide  = np.array([tensors[k].dim() > 1 for k in few])
     found, hists = np.empty((len(few), 10)), np.empty((len(few), N_BINS))
-    kernels.small(torch.cat([v.flat for v in few]).numpy(), ends, wide, _NEAR_BITS, BIN_OF_PATTERN, found, hists)
-    medians = found[:, 8:].astype(np.int32).view(np.float32).tolist()
-    for v, w, (total, squares, lo, hi, mags, zero, near, bad, _, _), (median, abs_median), hist in zip(
-            few, wide.tolist(), found.tolist(), medians, hists):
-        if not (1e-280 < squares < 1e280 or lo == hi == 0): continue                       # NaN, Inf: by itself
-        known  = v.__dict__
-        spread = squares - total * total / v.n
-        known.update(_pass=(total, squares, None, None, None), sum=total, norm=math.sqrt(squares), min=lo, max=hi,
-                     abs_sum=mags, n_zero=zero, n_near_zero=near, n_nonfinite=bad, median=median, abs_median=abs_median)
-        if total * total / v.n <= 100 * spread: known['m2_root'] = math.sqrt(spread)
-        if w: known['hist'] = hist
-    return out
+    kernels.small(torch.cat(flats).numpy(), np.cumsum(n), wide, _NEAR_BITS, BIN_OF_PATTERN, found, hists)
+    total, squares, lo, hi = found.T[:4]
+    with np.errstate(all='ignore'):
+        spread = squares - total * total / n
+        good   = ((squares > 1e-280) & (squares < 1e280) & (total * total / n <= 100 * spread)) | ((lo == 0) & (hi == 0))
+        norm   = np.sqrt(squares)
+        table  = dict(zip(SMALL_READS, (n, total, np.sqrt(np.maximum(spread, 0)), norm, lo, hi, *found.T[4:8],
+                                        *found.T[8:].astype(np.int32).view(np.float32))))
+    kept = np.flatnonzero(good).tolist()
+    return ([few[k] for k in kept], np.stack([table[a] for a in names], 1)[kept].tolist(), norm[kept].tolist(), hists[kept])
 
 def _to_float32(s):
     "A float64 tensor as float32 that stays non-zero and finite where it was."
@@ -357,8 +361,8 @@ def _to_float32(s):
 @lru_cache(maxsize=None)
 def warm_up():
     "Compile, or load from disk, what the first batch would otherwise wait for."
-    v, _ = views([torch.ones(2, 3), torch.ones(3)])
-    v = View(v.x, unit_dim=1)
+    read_small([torch.ones(2, 3)], SMALL_READS)
+    v = View(torch.ones(2, 3), unit_dim=1)
     v.unit_extremes, v.hist, v.median
     x = np.ones(2, np.float32)
     kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())

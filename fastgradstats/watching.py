@@ -22,7 +22,7 @@ from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
                      sites_of, tensors, unit_axis, unwrap)
-from .stats import CHUNK, View, plain, views, warm_up
+from .stats import CHUNK, SMALL, View, plain, read_small, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
