@@ -36,7 +36,7 @@ class _Life:
         if self.fit < 0 or self.iter > self.fit_start: self.fit, self.fit_start = self.fit + 1, self.iter
         return self.fit
     def record(self):
-        recs = [w.record() for w in self.watchers if w.log.rows or w.row is not None]
+        recs = [w.record() for w in self.watchers if (w.log.rows or w.row is not None) and not w.log.elsewhere]
         if not recs: return None
         if self.cache and len(self.cache[0]) == len(recs) and all(a is b for a, b in zip(self.cache[0], recs)):
             return self.cache[1]
@@ -98,6 +98,7 @@ class _Live:
         self.watcher  = None                              # attached now, or None
         self.last     = None                              # the last one attached
         self.fitting  = False                             # within Learner.fit
+        self.cut      = False                             # the epoch's training was cancelled
         self.nested   = False                             # within a validation, get_preds, summary within the fit
         self.new      = False                             # a fit has begun and has not trained yet
         self.i        = 0
@@ -161,6 +162,7 @@ class LayerStatsCallback(Callback):
                                                     f"learn.layer_stats, which outlives it")
         life = _LIVES.get(self.learn)
         w    = life and life.of.get(self)
+        if w is not None and w.log.elsewhere: raise ValueError('the record is kept by process 0; this is another process')
         if w is None or not w.log.rows and w.row is None:
             raise ValueError(f"{type(self).__name__} has recorded nothing yet: call learn.fit first")
         return w.record()
@@ -196,7 +198,7 @@ class LayerStatsCallback(Callback):
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
             live.constant = ConstantAnswer(w)
-        live.i, live.life = life.iter, life
+        live.i, live.life, live.cut = life.iter, life, False
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
 
@@ -243,10 +245,12 @@ class LayerStatsCallback(Callback):
         if self._live.watcher and self._live.paused is not None: self._live.watcher.resume(self._live.paused)
         self._live.paused = None
 
+    def after_cancel_train(self): self._live.cut = True
+
     def after_train(self):
         w = self._live.watcher
         if w is None: return
-        w.end_epoch()
+        w.end_epoch(normal=not self._live.cut, last=self.learn.epoch == self.learn.n_epoch - 1)
         self._leave()
 
     def before_epoch(self):
@@ -262,7 +266,7 @@ class LayerStatsCallback(Callback):
         if live.fitting: live.nested = False; return                  # of a validation inside the fit
         if live.new or live.constant is None: return                  # nothing was trained: validate, get_preds, summary
         live.constant = None
-        if self.layer_verbose and live.last.log.rows: print(facts(self.learn.layer_stats))
+        if self.layer_verbose and live.last.log.rows and not live.last.log.elsewhere: print(facts(self.learn.layer_stats))
 
     def _leave(self):
         "Take the hooks off; what was recorded stays."

@@ -24,11 +24,11 @@ MIN_WINDOW = 20                   # rows a window of the life table has at least
 
 class Part:
     "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
-    __slots__ = ('sig', 'flat', 'hists', 'units', 'loss', 'constant', 'bs', 'last')
+    __slots__ = ('sig', 'flat', 'hists', 'units', 'loss', 'constant', 'bs', 'last', 'n')
     def __init__(self, bs=0, last=0):
         self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
         self.loss = self.constant = math.nan
-        self.bs, self.last = bs, last
+        self.bs, self.last, self.n = bs, last, 0                          # n: of numbers, once they are the row's
 
 
 class Row:
@@ -49,7 +49,7 @@ class _Windows:
     def __init__(self): self.sums, self.first, self.last, self.width, self.open = [], [], [], 1, 0
     def add(self, i, counts):                                             # counts: (layer, bin), NaN where not measured
         if self.open and self.open < self.width:
-            a, b = _pad(self.sums[-1], counts)
+            a, b = pad(self.sums[-1], counts)
             self.sums[-1] = np.where(np.isnan(a), b, np.where(np.isnan(b), a, a + b))
             self.last[-1] = i
             self.open    += 1
@@ -64,9 +64,14 @@ class _Windows:
         self.open = 1
 
 def _grow(a, n): return a if len(a) >= n else np.concatenate([a, np.full((n - len(a), *a.shape[1:]), np.nan, a.dtype)])
-def _pad(a, b):
+def pad(a, b):
     n = max(len(a), len(b))
     return _grow(a, n), _grow(b, n)
+
+
+def _epochs(rows, more=()):
+    "The [fit, epoch] of rows, after those in `more`."
+    return [*more, *[list(e) for e in dict.fromkeys(tuple(r.about[:2]) for r in rows) if list(e) not in more]]
 
 
 class Gathering:
@@ -90,6 +95,10 @@ class Gathering:
         self.spare_won = None                     # whether the sites are those for models without nonlinearities; not known yet
         self.widths   = {}                        # of the partial results of a user's statistics
         self._where, self._cache = {}, None
+        self.processes = None                     # those that train together, or None
+        self.elsewhere = False                    # the record is another process'
+        self.held      = []                       # rows on the host that wait for the other processes' share
+        self.alone     = []                       # [[fit, epoch]] of rows that are this process' own
 
     # --- rows --------------------------------------------------------------------------------------------------------
     def add(self, row):
@@ -122,7 +131,10 @@ class Gathering:
         "All the 0-dim tensors of a row become one vector; their places are remembered."
         row.sig  = tuple(k for part in [*row.parts, row.own] for k in part.sig)
         row.flat = [row.grad_norm, row.clip, *[p.loss for p in row.parts], *[p.constant for p in row.parts]]
-        for part in [*row.parts, row.own]: row.flat += part.flat
+        row.n_accum = len(row.parts)
+        for part in [*row.parts, row.own]:
+            row.flat += part.flat
+            part.n, part.flat = len(part.flat), None
         row.at   = [k for k, v in enumerate(row.flat) if isinstance(v, torch.Tensor)]
         if row.at:
             dev     = row.flat[row.at[0]].device
@@ -141,9 +153,31 @@ class Gathering:
                 for r, vals in zip(same, torch.stack([r.vec for r in same]).cpu().numpy()):
                     r.vec = None
                     for k, v in zip(r.at, vals): r.flat[k] = float(v)
-        self._reduce(rows)
+        self._reduce_hists(rows)
+        if self.processes is not None: self.held += rows
+        else:                          self.chunks.append(self._reduce(rows))
+
+    def share_with(self, processes):
+        "The processes that the rows to come are captured by, or None; what still waits for others has waited in vain."
+        self.settle()
+        self.processes = processes
+        if processes is not None: self.elsewhere = self.elsewhere or processes.rank > 0
+
+    def settle(self, why='', merged=False):
+        "The rows held back are final: merged, or this process' own. Another process than 0 forgets them."
+        rows, self.held = self.held, []
+        if self.processes is None or not rows and not self.processes.rank: return
+        if self.processes.rank:
+            for w in self.windows.values(): w.sums = [s[:0] for s in w.sums]
+            self.closed, self.now = [(*c[:3], {}) for c in self.closed], {}
+            return
+        self.chunks.append(self._reduce(rows))
+        if merged: return
+        self.alone = _epochs(rows, self.alone)
+        if why: self.tell(f'alone {self.alone[-1]}', f"the rows of epoch {self.alone[-1][1]} are those of process 0 alone: {why}")
 
     def _reduce(self, rows):
+        "(DataFrame of iters, {key: (row, layer)}) of rows on the host."
         n      = len(rows)
         sizes  = {p: self.n_layers(p) for p in self.plan.stats}
         values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32) for p, ss in self.plan.scalars.items() for s in ss}
@@ -157,17 +191,16 @@ class Gathering:
             fit, epoch, t = r.about
             line = (r.parts[-1].last, fit, epoch, int(bs.sum()), float(np.dot(w, r.flat[2:2 + m])),
                     float(np.dot(w, r.flat[2 + m:2 + 2 * m])), r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0], r.flat[1] if r.stepped else math.nan,
-                    r.stepped, r.measured, m, t)
+                    r.stepped, r.measured, r.n_accum, t)
             for c, v in zip(iters, line): iters[c].append(v)
         for (sig, m), which in groups.items():
             table = np.array([rows[k].flat[2 + 2 * m:] for k in which], dtype=float)            # (row, number)
             self._reduce_group(sig, table, np.array(which), values)
-        self._reduce_hists(rows)
         lrs = np.full((n, sizes.get('update', 0)), np.nan, np.float32)
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
         if 'update' in self.plan.stats: values['update', 'lr'] = lrs
-        self.chunks.append((pd.DataFrame(iters), values))
+        return pd.DataFrame(iters), values
 
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
@@ -221,6 +254,8 @@ class Gathering:
                 out = np.full((self.n_layers(key[0]), N_BINS), np.nan, np.float32)
                 for layer, c in by.items(): out[layer] = c
                 self.windows[key].add(r.parts[-1].last, out)
+            for part in [*r.parts, r.own]: part.hists = []
+
     # --- names -------------------------------------------------------------------------------------------------------
     def n_layers(self, probe):
         if probe in OUTPUTS: return len(self.site_list)
@@ -240,7 +275,7 @@ class Gathering:
         return self.param_list[i]['layer'] if probe in PARAMETERS else probe + self.ends[probe][i][0]
 
     def tell(self, key, text):
-        if key in self.told: return
+        if key in self.told or self.elsewhere: return
         self.told.add(key)
         warnings.warn(f"fastgradstats: {text}", stacklevel=2)
 
@@ -259,20 +294,21 @@ class Gathering:
     def record(self, cost=None):
         "All rows up to now, as a Record."
         self.flush()
-        stamp = (self.rows, len(self.epochs), len(self.closed), len(self.ignored))
+        stamp = (self.rows, len(self.chunks), len(self.epochs), len(self.closed), len(self.ignored))
         if self._cache is None or self._cache[0] != stamp: self._cache = stamp, self._build(cost)
         return self._cache[1]
 
     def _build(self, cost):
-        iters  = [d for d, _ in self.chunks]
+        chunks = [*self.chunks, self._reduce(self.held)] if self.held else self.chunks
+        iters  = [d for d, _ in chunks]
         iters  = pd.concat(iters, ignore_index=True) if iters else pd.DataFrame({c: [] for c in ITER_COLS})
         orders = {p: self._order(p) for p in self.plan.stats}
         values, windows, units = {}, {}, {}
         for p, ss in self.plan.stats.items():
             for s in ss:
                 if s.kind != 'scalar': continue
-                values[p, s.name] = self._stack([v[p, s.name] for _, v in self.chunks], orders[p])
-            if p == 'update': values['update', 'lr'] = self._stack([v['update', 'lr'] for _, v in self.chunks], orders[p])
+                values[p, s.name] = self._stack([v[p, s.name] for _, v in chunks], orders[p])
+            if p == 'update': values['update', 'lr'] = self._stack([v['update', 'lr'] for _, v in chunks], orders[p])
         for key, w in self.windows.items():
             n = self.n_layers(key[0])
             h = np.stack([_grow(s, n) for s in w.sums]) if w.sums else np.zeros((0, n, N_BINS), np.float32)
@@ -341,6 +377,7 @@ class Gathering:
                             columns=['layer', 'module', 'type'])
 
     def _meta(self, cost):
+        if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
         return {**self.meta, 'config': self.plan.describe(), 'cost': cost, 'not_hooked': dict(self.ignored),
                 'units': {s.name: s.unit for ss in self.plan.stats.values() for s in ss},
                 'versions': dict(fastgradstats=__version__, torch=torch.__version__, python=platform.python_version())}

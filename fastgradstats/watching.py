@@ -20,6 +20,7 @@ import torch
 from . import kernels
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .planning import DEFAULTS, Plan
+from .processes import Processes
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
                      sites_of, tensors, unit_axis, unwrap)
 from .stats import CHUNK, SMALL, View, plain, read_small, warm_up
@@ -84,6 +85,7 @@ class Watcher:
         "Register the hooks; the model may have changed since the last time (unfrozen, wrapped, compiled)."
         self.detach()
         compiled   = is_compiled(model)
+        self.log.share_with(Processes.of(model))
         self.model = model = unwrap(model)
         guard      = (lambda h: h)
         if compiled:                              # hooks added after the first compiled call would never fire
@@ -216,6 +218,7 @@ class Watcher:
 
     def backward_begins(self, scale=None):
         "`scale`: what the loss is multiplied by under mixed precision, a number or a 0-dim tensor; None for nothing."
+        if self.log.processes: scale = (1. if scale is None else scale) * self.log.processes.n       # the loss is all processes' mean
         self.scale, self.last_mark = scale, (None, -1)
         if self.flags != [p.requires_grad for _, p in self.all]: self._attach_params()       # unfrozen in the middle
         if self.part is not None and self.row.measured and 'grad_output' in self.plan.stats: self.mode = BACKWARD
@@ -238,7 +241,8 @@ class Watcher:
         self.row.read = True
         if not self.row.measured: return
         self.window |= self.touched
-        self.got = [(i, p) for i, p in self.params if p in self.window and p.grad is not None]
+        self.got = [(i, p) for i, p in self.params if p.grad is not None and
+                    (p in self.window or self.log.processes and bool(p.grad.any()))]      # or another process' batch used it
         norms    = self._capture_params('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
         self.row.grad_norm = _total(norms)
         self.seen_grads = [(id(p.grad), p.grad._version) for _, p in self.got]
@@ -510,9 +514,12 @@ class Watcher:
         row, self.row, self.part, self.mode = self.row, None, None, OFF
         if row is not None and row.parts: self.log.add(row)
 
-    def end_epoch(self):
-        "The epoch's training has ended."
+    def end_epoch(self, normal=True, last=False):
+        "The epoch's training has ended; `normal`: neither cancelled nor failed; `last`: of the fit."
+        if last: self.commit()
         self._commit_done()
+        self.log.end_epoch()
+        if self.log.processes and normal: self.fired |= self.log.processes.merge(self.log, self.fired)
         silent = [n for n, _ in self.targets if n not in self.fired]
         for n in silent: self.log.ignore(n, 'its forward was never called as a module')
         if self.asked - self.answered:
@@ -520,7 +527,6 @@ class Watcher:
             for k in self.asked - self.answered:
                 self.log.ignore(f'{names[k]} (grad_output)', 'no gradient came back through its output')
         self.log.tell_ignored()
-        self.log.end_epoch()
 
     def end_fit(self):
         "The fit has ended: an unfinished accumulation is a row that was not stepped."
@@ -647,9 +653,12 @@ def watch(
         raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. In fastai use LayerStatsCallback()")
     w = Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler)
     w._enter()
-    try: yield w
+    ended = False
+    try:
+        yield w
+        ended = True
     finally:
         w._backward()
-        w.watcher.end_epoch()
+        w.watcher.end_epoch(normal=ended, last=True)
         w.watcher.end_fit()
         w.watcher.detach()
