@@ -205,7 +205,7 @@ class Gathering:
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
         at, places = 0, {}                                       # (probe, layer) -> offsets of its captures
-        where      = {p: self._offsets(p) for p in self.plan.scalars}
+        where      = {p: self._offsets(p) for p in dict(sig)}
         for p, layer in sig:
             places.setdefault(p, {}).setdefault(layer, []).append(at)
             at += where[p][None]

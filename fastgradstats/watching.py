@@ -461,9 +461,8 @@ class Watcher:
 
     def _capture(self, part, probe, layer, view, hist=True):
         if not view.n: return
-        s = None
+        s, at = None, len(part.flat)
         try:
-            part.sig.append((probe, layer))
             part.flat.extend(self.plan.get[probe](view))
             for s in self.plan.scalars[probe]:
                 if s.reads: continue
@@ -473,7 +472,9 @@ class Watcher:
                 part.flat.extend(own)
             if hist:
                 for s in self.plan.hists[probe]: part.hists.append((probe, s.name, layer, s.f(view)[0]))
+            part.sig.append((probe, layer))
         except Exception as e:
+            del part.flat[at:]
             name = self.log.layer_name(probe, layer)
             raise RuntimeError(f"{f'the statistic {s.name!r}' if s else 'a built-in statistic'} failed on {name!r} ({probe}, shape {tuple(view.x.shape)}): "
                                f"{type(e).__name__}: {e}. Training was stopped and all hooks removed") from e

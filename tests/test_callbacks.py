@@ -357,12 +357,12 @@ def test_no_activation_is_kept_alive():
     import gc
     def alive():
         gc.collect()
-        return sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+        return sum(isinstance(o, torch.Tensor) and o.shape in ((8, 10), (8, 8)) for o in gc.get_objects())
     learn = learner('mlp', LayerStatsCallback(verbose=False, **EVERY))
     learn.fit(1)
     n = alive()
     learn.fit(8)
-    assert alive() <= n + 12                                          # of the life table's windows; 40 batches were seen
+    assert alive() <= n + 2
 
 @pytest.mark.parametrize('kind', ['mlp', 'cnn'])
 def test_export_carries_neither_record_nor_hook_and_the_copy_records_for_itself(tmp_path, kind):
@@ -513,7 +513,7 @@ def test_a_statistic_that_raises_stops_training_by_name_and_leaves_no_hook(probe
     assert not hooks_on(learn.model)
     learn.remove_cbs([learn.layer_stats_callback])
     learn.fit(1)
-    assert learn.layer_stats.iters.stepped.sum() == 5
+    assert learn.layer_stats.iters.fit.value_counts().max() == 5 and learn.layer_stats.iters.tail(5).stepped.all()
 
 
 # --- nothing waits for the device ------------------------------------------------------------------------------------
