@@ -70,6 +70,24 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
 
 
 @compiled()
+def site(x, stride, sample, near, bin_of_pattern, hist, lo, hi):
+    """All that is read of an activation. x: (row, column), its columns (repeat, unit, rest) by the shapes of `lo` and `hi`
+    (repeat, unit, rest), which are written as scratch, their first (0, :, 0) being the extremes of the units; hist: (bin,),
+    sample: (n,) or empty where all is read, both written. Returns sum, squares, least, greatest and what `tally` returns."""
+    total, squares = moments(x, lo.reshape(-1), hi.reshape(-1), sample, stride)
+    bits = x.reshape(-1).view(np.int32) if stride == 1 else sample.view(np.int32)
+    zeros, close, bad = tally(bits, near, bin_of_pattern, hist)
+    least, greatest = lo[0, 0, 0], hi[0, 0, 0]
+    for u in range(lo.shape[1]):
+        a, b = lo[0, u, 0], hi[0, u, 0]
+        for k in range(lo.shape[0]):
+            for i in range(lo.shape[2]): a, b = min(a, lo[k, u, i]), max(b, hi[k, u, i])
+        lo[0, u, 0], hi[0, u, 0] = a, b
+        least, greatest = min(least, a), max(greatest, b)
+    return total, squares, least, greatest, zeros, close, bad
+
+
+@compiled()
 def select(keys, k):                                # keys: (n,) uint32
     "The k-th smallest (from 0), by three passes of counting."
     known = np.uint32(0)

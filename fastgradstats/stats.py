@@ -128,7 +128,7 @@ class View:
         self.eps      = eps                        # of the optimizer, for frac_below_eps
         self.host     = self.x.device.type == 'cpu' if host is None else host
         self.stride   = stride_of(tuple(self.x.shape), sample)
-        self.sampled  = sampled and self.stride > 1          # the sample is wanted: take it in the pass over the moments
+        self.sampled  = sampled                    # the sample is wanted: take it in the pass over the moments
 
     def read(self, t): return float(t.numpy()) if self.host else t
 
@@ -142,9 +142,10 @@ class View:
         if not self.host or not self.n: return None
         x, units = self._rows()
         if x is None: return None
+        if units and self.sampled and x.dtype == np.float32: return self._site(x, units)
         lo, hi = np.empty((2, x.shape[1]), x.dtype)
         rest   = self.flat.numpy()[x.size:]
-        sample = np.empty(self.n_sampled if self.sampled and not len(rest) else 0, x.dtype)
+        sample = np.empty(self.n_sampled if self.sampled and self.stride > 1 and not len(rest) else 0, x.dtype)
         total, squares = kernels.moments(x, lo, hi, sample, self.stride)
         if len(sample): self.__dict__['sample'] = sample
         if len(rest):
@@ -154,6 +155,21 @@ class View:
         if not (math.isfinite(total) and squares < 1e37): return None        # NaN, Inf, or squares beyond a float32
         if squares < 1e-30 and (lo.min() or hi.max()): return None           # squares too small for one
         return total, squares, lo, hi, units
+
+    def _site(self, x, units):
+        "All that is usually asked of an activation, in one call."
+        k, U, _ = units
+        lo, hi  = np.empty((2, k, U, x.shape[1] // (k * U)), np.float32)
+        hist    = np.empty(N_BINS)
+        sample  = np.empty(self.n_sampled if self.stride > 1 else 0, np.float32)
+        total, squares, least, greatest, zero, near, bad = kernels.site(x, self.stride, sample, _NEAR_BITS, BIN_OF_PATTERN,
+                                                                       hist, lo, hi)
+        known, scale = self.__dict__, self.scale
+        if len(sample): known['sample'] = sample
+        if not (math.isfinite(total) and squares < 1e37) or squares < 1e-30 and (least or greatest): return None
+        known.update(n_zero=zero * scale, n_near_zero=near * scale, n_nonfinite=bad * scale, hist=hist * scale, sum=total,
+                     min=least, max=greatest)
+        return total, squares, lo[0, :, 0].copy(), hi[0, :, 0].copy(), (1, U, 1)
 
     def _rows(self):
         "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
@@ -312,6 +328,7 @@ class View:
         if not self.n: return self._no_units(math.inf), self._no_units(-math.inf)
         if self._pass:
             *_, lo, hi, units = self._pass
+            if units == (1, len(lo), 1): return torch.from_numpy(lo), torch.from_numpy(hi)
             return (torch.from_numpy(lo.reshape(units).min(axis=(0, 2))),
                     torch.from_numpy(hi.reshape(units).max(axis=(0, 2))))
         return self.over_units(torch.amin), self.over_units(torch.amax)                          # (unit,), (unit,)
@@ -362,6 +379,7 @@ def _to_float32(s):
 def warm_up():
     "Compile, or load from disk, what the first batch would otherwise wait for."
     read_small([torch.ones(2, 3)], SMALL_READS)
+    View(torch.ones(2, 3))._pass
     v = View(torch.ones(2, 3), unit_dim=1)
     v.unit_extremes, v.hist, v.median
     x = np.ones(2, np.float32)
