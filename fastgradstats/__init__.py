@@ -11,6 +11,8 @@ _home = {
     'callbacks': ['LayerStatsCallback', 'GradStatsCallback', 'ActivationHistCallback', 'DeadUnitCallback'],
     'lesson10':  ['GeneralRelu'],
     'comparing': ['compare', 'Comparison'],
+    'diagnosing': ['diagnose', 'Report'],
+    'rules':     ['Finding', 'rule'],
     'plots':     ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
                   'plot_small_gradients'],
 }

@@ -18,17 +18,11 @@ from .answering import acc, answer, cell, num, pct
 from .reading import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments, phase_values,
                       weights, window_spans)
 from .record import RESERVED, Record
+from .thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
+from .thresholds import STARVED as STARVED_E
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
 COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette, as all plots
-
-# When a gradient is small because of what. Fitted on 343 windows of 21 kinds of net, data and optimizer, 5 seeds each:
-# starved windows had a median elasticity of at most .062, all others at least .106, converged ones at least 2.67.
-STARVED_E   = .08                 # median elasticity below it: the weights can hardly move the loss
-STARVED_GAIN = .05                # and less than this share of the constant answer's loss has been saved
-CONVERGED   = .1                  # loss below this share of the first losses, with
-CONVERGED_E = 1.                  # at least this median elasticity
-SETTLE      = 5                   # the first iterations, in which elasticity alone misleads
 
 
 class Cells(NamedTuple):

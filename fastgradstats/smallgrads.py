@@ -7,13 +7,11 @@ from matplotlib.ticker import FuncFormatter
 
 from .drawing import (NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, subject,
                       tidy, unit)
+from .thresholds import CONVERGED, SETTLE, STARVED
 
 SMOOTH    = 9                     # iterations of the rolling median
 ROUND     = 5                     # iterations of the geometric mean after it
 LABELLED  = (0, 10, 50, 100, 200)
-STARVED   = .08                   # elasticity: in 343 windows of 21 nets, starved at most .062, live at least .106
-CONVERGED = .1                    # share of the first loss below which a net has converged
-SETTLE    = 5                     # first iterations, in which elasticity alone misleads
 BLIND     = .1                    # gain as a share of the constant answer's loss, below which a net may be starved
 EQUAL     = 1.02                  # two gradients are equal within this factor
 

@@ -1,0 +1,174 @@
+"""What the rules read from a record: medians over trailing windows, what has been learned, when a state began and ended.
+
+Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers are weights with two or more dimensions.
+"""
+from __future__ import annotations
+
+import warnings
+import weakref
+
+import numpy as np
+import pandas as pd
+
+from .reading import columns, weights
+from .thresholds import AWAKE, SETTLE, STARVED, STARVED_GAIN
+
+WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
+FEWEST  = 10                      # rows below which nothing is judged
+HORIZON = 100                     # a forecast further ahead than this many rows is no forecast
+NOISE   = 5                       # what is learned is near zero within so many batch-to-batch deviations of the loss
+SURE    = 4.                      # t statistic of a slope
+
+
+class Run:
+    "A record as the rules read it; arrays are computed once."
+    def __init__(self, rec):
+        self.rec  = rec
+        it        = rec.iters
+        self.all  = it
+        self.rows = np.flatnonzero(it.measured.to_numpy())
+        at        = it.iloc[self.rows]
+        self.iter, self.loss = at.iter.to_numpy(), at.loss.to_numpy(float)
+        self.constant = at.loss_constant.to_numpy(float)
+        self.stepped  = at.stepped.to_numpy()
+        self.lr       = at.lr.to_numpy(float)
+        self.n        = len(self.rows)
+        self.layers   = weights(rec)
+        self.cols     = columns(rec, 'grad', self.layers) if self.layers else np.array([], int)
+
+    def __len__(self): return self.n
+
+    def get(self, probe, stat, layers=None):
+        "(row, layer) of the measured rows; NaN columns for layers that the probe has not."
+        v = self.rec[probe, stat][self.rows].astype(float)
+        if layers is None: return v
+        c = columns(self.rec, probe, layers)
+        return np.where(c >= 0, v[:, c], np.nan) if len(c) else v[:, :0]
+
+    # --- the loss ----------------------------------------------------------------------------------------------------
+    @property
+    def has_loss(self): return bool(np.isfinite(self.loss).any())
+    @property
+    def positive(self): return self.has_loss and bool(np.nanmin(self.loss) > 0)
+
+    @property
+    def first_loss(self):
+        v = self.loss[np.isfinite(self.loss)][:SETTLE]
+        return float(np.median(v)) if len(v) else np.nan
+
+    @property
+    def best_constant(self):
+        "The lowest loss (median of 9 batches) that a constant answer had: a net with large outputs makes the plain one too high."
+        with np.errstate(invalid='ignore'):
+            c = trailing(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
+        return float(np.nanmin(c)) if np.isfinite(c).any() else np.nan
+
+    @property
+    def learned(self):
+        "Best constant answer's loss minus the loss, median of a trailing window.  # (row,)"
+        return self.best_constant - trailing(self.loss)
+
+    @property
+    def noise(self):
+        "Batch-to-batch deviation of the loss in a trailing window.  # (row,)"
+        d = np.abs(np.diff(self.loss, prepend=np.nan))
+        return 1.4826 / np.sqrt(2) * trailing(d)
+
+    @property
+    def blind(self):
+        """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant answer's loss
+        and against the noise of the loss, so that a constant added to the loss does not look like it. Where the gain was not
+        measured: the loss has not fallen by a tenth.  # (row,) bool"""
+        with np.errstate(invalid='ignore'):
+            if not np.isfinite(self.best_constant): return trailing(self.loss) >= .9 * self.first_loss
+            c = abs(self.best_constant)
+            return (self.learned < STARVED_GAIN * c) & (self.learned < np.maximum(NOISE * self.noise, .005 * c))
+
+    @property
+    def falling(self):
+        "Where the loss falls clearly over the trailing window.  # (row,) bool"
+        s, t = slope(self.loss, WINDOW)
+        with np.errstate(invalid='ignore'): return (t < -SURE)
+
+    # --- elasticity --------------------------------------------------------------------------------------------------
+    @property
+    def elasticity(self):
+        "(row, layer) of the weights."
+        if ('grad', 'elasticity') not in self.rec: return np.full((self.n, len(self.layers)), np.nan)
+        return self.get('grad', 'elasticity', self.layers)
+
+    @property
+    def median_elasticity(self):
+        "Of the median layer that has a gradient at all.  # (row,)"
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)
+            return np.nanmedian(self.elasticity, axis=1) if self.layers else np.full(self.n, np.nan)
+
+    def waking(self, e=None):
+        "Where elasticity rises so that it will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"
+        e = self.median_elasticity if e is None else e
+        with np.errstate(divide='ignore', invalid='ignore'):
+            y      = np.where(e > 0, np.log(e), np.nan)
+            s, t   = slope(y, WINDOW)
+            ahead  = np.clip((np.log(AWAKE) - trailing(y)) / s - WINDOW / 2, 0, None)
+            rising = (s > 0) & (t > SURE) & (ahead < HORIZON)
+        step = np.median(np.diff(self.iter)) if self.n > 1 else 1
+        return rising, self.iter + np.where(rising, ahead, np.nan) * step
+
+    @property
+    def starving(self):
+        "Where the median layer's elasticity is low, nothing is learned, and it does not rise.  # (row,) bool"
+        e = trailing(self.median_elasticity)
+        with np.errstate(invalid='ignore'):
+            return (e < STARVED) & self.blind & ~self.waking()[0] & self.judged
+
+    @property
+    def judged(self):
+        "Rows with enough rows behind them, the first ones (SETTLE) never counted.  # (row,) bool"
+        return np.arange(self.n) >= SETTLE + FEWEST - 1
+
+    def began(self, row):
+        "Iteration at which a state that a trailing window showed at `row` began."
+        return int(self.iter[max(row - WINDOW + 1, 0 if row < SETTLE + WINDOW else SETTLE)])
+
+
+_last = [None, None]
+def run(rec):
+    "The Run of a record; the last one is kept."
+    if isinstance(rec, Run): return rec
+    if _last[0] is None or _last[0]() is not rec: _last[:] = weakref.ref(rec), Run(rec)
+    return _last[1]
+
+
+def trailing(v, n=WINDOW, few=FEWEST):
+    "Median of the last `n` values at every row, the first SETTLE rows left out where there are others.  # as v"
+    v = np.asarray(v, float)
+    v = np.where(np.isinf(v), np.nan, v)
+    if len(v) > SETTLE + few: v = np.concatenate([np.full((SETTLE, *v.shape[1:]), np.nan), v[SETTLE:]])
+    return pd.DataFrame(v).rolling(n, min_periods=min(few, n)).median().to_numpy().reshape(v.shape)
+
+def slope(v, n=WINDOW):
+    "Least-squares slope per row over the last `n` rows and its t statistic.  # (row,), (row,)"
+    v   = np.where(np.isinf(v), np.nan, np.asarray(v, float))
+    s   = np.full(len(v), np.nan)
+    t   = s.copy()
+    if len(v) < n: return s, t
+    x   = np.arange(n) - (n - 1) / 2
+    win = np.lib.stride_tricks.sliding_window_view(v, n)
+    m   = win.mean(1, keepdims=True)
+    b   = (win * x).sum(1) / (x ** 2).sum()
+    rss = ((win - m - b[:, None] * x) ** 2).sum(1)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        t[n - 1:] = b / np.sqrt(rss / (n - 2) / (x ** 2).sum() + 1e-24)
+    s[n - 1:] = b
+    return s, t
+
+def spans(mask):
+    "[(first, last)] of the stretches where a mask is true."
+    m = np.concatenate([[False], np.asarray(mask, bool), [False]]).astype(int)
+    d = np.diff(m)
+    return list(zip(np.flatnonzero(d == 1), np.flatnonzero(d == -1) - 1))
+
+def lasting(mask, n):
+    "The spans of at least `n` rows."
+    return [(a, b) for a, b in spans(mask) if b - a + 1 >= n]

@@ -1,0 +1,11 @@
+"""Numbers that several readers of a record share, each with its origin. A leaf: imports nothing.
+
+The elasticity E = |g| |w| / loss of the median layer separated 343 windows of 21 nets (MLPs and CNNs on digits and
+Fashion-MNIST, 5 seeds): starved ones had at most .062, live ones at least .106, converged ones at least 2.67.
+"""
+STARVED      = .08                # median elasticity below it: the weights can hardly move the loss
+CONVERGED    = .1                 # share of the first losses below which a net has converged ...
+CONVERGED_E  = 1.                 # ... with at least this median elasticity
+AWAKE        = .5                 # median elasticity above which training is under way; forecasts are of passing it
+SETTLE       = 5                  # the first iterations, in which elasticity alone misleads
+STARVED_GAIN = .05                # share of the constant answer's loss that has been saved, below which a net may be starved

@@ -1,0 +1,131 @@
+"diagnose: converged against starved, first cause, layers, what is skipped, how it reads."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from planted import FAULTS, N, Planted
+
+from fastgradstats import diagnose
+from fastgradstats.diagnosing import VERDICTS
+
+def verdicts(rep, probe='grad'):
+    d = rep.layers
+    return set(d[d.probe == probe].verdict)
+
+def converged(floor=.02, offset=0., small=1e-3):
+    p, t = Planted(300), np.arange(300)
+    rng  = np.random.default_rng(1)
+    p.iters['loss'] = offset + (floor + (2.3 - floor) * np.exp(-t / 20)) * np.exp(rng.normal(0, .01, 300))
+    p.iters['loss_constant'] = np.full(300, 2.3 + offset)
+    p.v['grad', 'norm'] = np.clip(np.exp(-t / 20), small, None)[:, None] * np.ones(4)
+    return p
+
+def test_healthy():
+    rep = diagnose(Planted().record())
+    assert rep.ok and not rep.findings and verdicts(rep) == {'healthy'} and 'learns' in rep.verdict
+
+@pytest.mark.parametrize('floor,offset', [(.02, 0.), (.55, 0.), (.02, 100.), (1.6, 0.)])
+def test_small_gradients_of_a_converged_net_are_no_alarm(floor, offset):
+    "Also at a floor (label smoothing, noise) and with a constant added to the loss, where elasticity is far below the threshold."
+    rec = converged(floor, offset).record()
+    rep = diagnose(rec)
+    assert rep.ok, rep
+    assert verdicts(rep) == {'converged'}
+    if floor > .5 or offset: assert np.nanmedian(rec['grad', 'elasticity'][-20:]) < .08
+
+def test_the_same_small_gradients_of_a_starved_net_are():
+    p = Planted(300).starve()
+    p.v['grad', 'norm'] = np.full((300, 4), 1e-3)
+    rep = diagnose(p.record())
+    assert rep.findings[0].rule == 'starved' and rep.critical and verdicts(rep) == {'starved'}
+
+def test_starvation_that_ended_by_itself_is_info():
+    p = Planted(160)
+    t = np.arange(160)
+    p.iters['loss'] = np.where(t < 60, 2.3 + .005 * np.sin(t), .3 + 2 * np.exp(-(t - 60) / 15))
+    p.v['grad', 'norm'] = np.where(t < 60, 2e-4, .2)[:, None] * np.ones(4)
+    rep = diagnose(p.record())
+    f = next(f for f in rep.findings if f.rule == 'starved')
+    assert f.severity == 'info' and 55 <= f.iters[1] <= 75 and rep.ok and 'starved until' in rep.verdict
+
+def test_waking_with_a_forecast():
+    p = Planted(60).starve()
+    t = np.arange(60)
+    p.v['grad', 'norm'] = (.001 * np.exp(t / 20))[:, None] * np.ones(4)          # E = 5 g / 2.3 passes .5 at 20 ln 230 = 108.8
+    rep = diagnose(p.record())
+    assert 'starved' not in {f.rule for f in rep.findings if f.severity != 'info'}
+    assert verdicts(rep) == {'waking'} and 'elasticity rising' in rep.verdict
+    when = int(rep.layers['for'].iloc[0].split('iteration ')[1])
+    assert abs(when - 108.8) < 5
+
+def test_the_first_five_iterations_never_decide():
+    p = Planted(); p.v['grad', 'norm'][:5] = 1e-9; p.iters['loss'][:5] = 2.3
+    assert diagnose(p.record()).ok
+
+def test_a_low_layer_of_a_net_that_learns_cannot_be_told():
+    p = Planted(); p.v['grad', 'norm'][:, 0] = 1e-4
+    rep = diagnose(p.record())
+    d = rep.layers.set_index('layer')
+    assert rep.ok and d.verdict['0.weight'] == 'cannot tell' and d.against['0.weight'] and d.verdict['2.weight'] == 'healthy'
+
+def test_losses_that_are_not_positive_are_said():
+    p = Planted(); p.iters['loss'] = p.iters['loss'] - 2.
+    rep = diagnose(p.record())
+    assert 'not positive' in next(s for s in rep.skipped if s.rule == 'starved').why
+
+def test_frozen_and_dead_layers():
+    p = Planted(); p.v['grad', 'norm'][:, 0] = np.nan; p.v['grad', 'norm'][:, 1] = 0
+    d = diagnose(p.record()).layers.set_index('layer').verdict
+    assert d['0.weight'] == 'frozen' and d['1.weight'] == 'dead' and d['2.weight'] == 'healthy'
+
+def test_a_chain_is_one_story_with_its_first_link_named():
+    p, *_ = FAULTS['step_too_large']()
+    p.iters['loss'][31:] = 2.3
+    p.iters['loss'][31:41] = 30.
+    p.v['activation', 'frac_dead'][2:] = 1.
+    p.v['grad', 'norm'][35:] = 0
+    rep = diagnose(p.record())
+    rules = [f.rule for f in rep.findings]
+    assert rules[0] == 'step_too_large' and rules.index('dead_units') < rules.index('starved') < rules.index('not_learning')
+    assert rep.verdict.startswith('A step was too large (3.weight) from iteration 30; with it: ') and 'units are dead' in rep.verdict
+
+def test_how_it_reads():
+    for name, fault in FAULTS.items():
+        rep  = diagnose(fault()[0].record())
+        text = repr(rep)
+        assert rep.verdict in text and name in text and 'Try: ' in text and 'nan' not in text.lower().replace('nan or', ''), text
+        html = rep._repr_html_()
+        assert html.count('<table') == html.count('</table>') and name in html
+        back = json.loads(json.dumps(rep.json(), allow_nan=False))
+        assert back['findings'][0]['rule'] == name and set(back) == {'verdict', 'critical', 'findings', 'checked', 'skipped', 'layers'}
+        assert set(rep.layers.verdict) <= set(VERDICTS)
+
+@pytest.mark.parametrize('n', [0, 1, 3, 12])
+def test_short_records(n):
+    rep = diagnose(Planted(20).record()) if n > 19 else diagnose(_cut(n))
+    assert rep.verdict and not rep.critical and 'healthy' not in set(rep.layers.verdict)
+
+def _cut(n):
+    from fastgradstats import Record
+    r = Planted(20).record()
+    keys = [k for k in r.keys() if k not in r.windows]
+    return Record(r.iters.iloc[:n], {k: r[k][:n] for k in keys}, r.layers)
+
+def test_measured_only_now_and_then():
+    from fastgradstats import Record
+    p = Planted(400).starve()
+    r = p.record()
+    seen = np.arange(400) % 5 == 0
+    rec = Record(r.iters.assign(measured=seen), {k: r[k] if k in r.windows else np.where(seen[:, None], r[k], np.nan) for k in r.keys()}, r.layers, r.windows,
+                 None, None, r.bins)
+    assert diagnose(rec).findings[0].rule == 'starved'
+
+def test_reads_without_torch_and_fastai():
+    code = ("import sys; from fastgradstats import Record, diagnose, Finding, Report\n"
+            "bad = {'torch', 'fastai', 'matplotlib'} & set(sys.modules); assert not bad, bad")
+    subprocess.run([sys.executable, '-c', code], check=True)
+
+def test_errors_teach():
+    with pytest.raises(ValueError, match='verify=True'): diagnose(Planted().record(), verify=True)

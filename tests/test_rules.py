@@ -1,0 +1,73 @@
+"Rules: silent on a healthy record, they name the planted fault, where and since when, and are skipped without what they need."
+import numpy as np
+import pytest
+from planted import FAULTS, Planted
+
+from fastgradstats import diagnose
+from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
+
+RULES = {f.__name__: f for f in ALL}
+
+def test_every_rule_has_a_planted_fault_a_source_and_needs():
+    assert set(FAULTS) == set(RULES)
+    for f in ALL: assert f.needs and f.source and f.__doc__
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('name', RULES)
+def test_silent_on_a_healthy_record(name, seed): assert not list(RULES[name](Planted(seed=seed).record()))
+
+@pytest.mark.parametrize('name', RULES)
+def test_names_the_planted_fault(name):
+    plan, layer, since = FAULTS[name]()
+    rec   = plan.record()
+    found = list(RULES[name](rec))
+    assert found, f"{name} found nothing"
+    f = found[0]
+    assert isinstance(f, Finding) and f.rule == name and f.severity in SEVERITIES and f.severity != 'info'
+    assert f.layer == layer
+    assert since is None or f.iters[0] == since
+    assert f.evidence and f.advice and isinstance(f.fix, dict)
+    if f.layers: assert layer in f.layers
+
+@pytest.mark.parametrize('name', RULES)
+def test_the_planted_fault_is_found_first_by_diagnose(name):
+    rec = FAULTS[name]()[0].record()
+    rep = diagnose(rec)
+    assert rep.findings[0].rule == name, [f.rule for f in rep.findings]
+    assert not rep.ok
+
+@pytest.mark.parametrize('name', RULES)
+def test_skipped_and_said_how_to_record_without_what_it_needs(name):
+    f = RULES[name]
+    for need in f.needs:
+        keys = need if isinstance(need, list) else [need]
+        if keys[0][0] == 'iters':
+            p = Planted(); p.iters[keys[0][1]] = np.nan
+        else:
+            gone = set(keys)
+            if ('grad', 'elasticity') in keys: gone |= {('grad', 'norm')}
+            if ('update', 'ratio') in keys:    gone |= {('update', 'norm')}
+            p = Planted(); p.without = gone
+        rep = diagnose(p.record())
+        assert name not in rep.checked
+        s = next(s for s in rep.skipped if s.rule == name)
+        assert s.why and (keys[0][0] == 'iters' or 'LayerStatsCallback(' in s.how)
+
+@pytest.mark.parametrize('key', list(Planted().v))
+def test_removing_one_statistic_never_leaves_its_rules_checked(key):
+    p = Planted(); p.without = {key}
+    rep = diagnose(p.record())
+    needs = {n for f in ALL for n in f.needs if not isinstance(n, list)}
+    if key in needs: assert rep.skipped
+
+def test_a_rule_of_ones_own():
+    @rule(needs=[('grad', 'norm')], source='a test')
+    def loud(rec, limit=.1):
+        "The gradient is loud."
+        if rec['grad', 'norm'].max() > limit: yield Finding('loud', '0.weight', (0, 1), 1., limit, 'warning', 'loud', 'be quiet')
+    rep = diagnose(Planted().record(), rules=[*ALL, loud])
+    assert [f.rule for f in rep.findings] == ['loud'] and 'loud' in rep.checked
+
+def test_thresholds_are_keywords():
+    rec = FAULTS['dead_units']()[0].record()
+    assert not list(RULES['dead_units'](rec, limit=.95))
