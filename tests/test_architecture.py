@@ -19,7 +19,8 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 # module -> the modules of ours that it may import, anywhere in the file (also inside a function)
 LEAVES    = dict(record='', kernels='', stats='kernels', probes='')
 TRAINING  = dict(planning='probes record stats', gathering='probes record stats', constant='',
-                 watching='gathering planning probes stats constant', data='')
+                 processes='gathering probes',
+                 watching='gathering planning probes processes stats constant', data='')
 READING   = dict(reading='record', answering='', reporting='', comparing='answering reading record',
                  drawing='record', smallgrads='drawing record', plots='drawing smallgrads record')
 COATS     = dict(callbacks='constant planning watching plots reporting record stats probes',
@@ -27,7 +28,7 @@ COATS     = dict(callbacks='constant planning watching plots reporting record st
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
 LIGHT     = {'record', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
-NO_FASTAI = {'watching', 'planning', 'gathering', 'constant', 'stats', 'probes', 'kernels'}      # any PyTorch loop
+NO_FASTAI = {'watching', 'planning', 'gathering', 'processes', 'constant', 'stats', 'probes', 'kernels'}      # any PyTorch loop
 
 def imports(path):
     "(modules of ours, top-level packages of others) that a file imports, also inside its functions."
