@@ -267,13 +267,13 @@ class View:
         a = self.abs_sample
         return self.count((a > 0) & (a <= 2.0 ** -25) | (a >= 65520.))
     @lazy
-    def n_below_eps(self): return math.nan if self.eps is None else self.count(self.abs_sample < self.eps)
+    def n_below_eps(self): return math.nan if self.eps is None else self.count(self.below(self.abs_sample, self.eps))
     @lazy
     def n_saturated(self):
         if self.bounds is None: return math.nan
         lo, hi = self.bounds
         edge   = .015 * (hi - lo)                  # 3 % of the half range: |tanh| > .97, a sigmoid outside .015 to .985
-        return self.count((self.sample < lo + edge) | (self.sample > hi - edge))
+        return self.count(self.below(self.sample, lo + edge) | self.below(-self.sample, edge - hi))
     @lazy
     def abs_sum(self):
         "Sum of magnitudes, scaled from the sample to the whole."
@@ -465,6 +465,9 @@ def unit_states(lo, hi):
     "0 alive, 1 dead (the unit's output did not vary at all), 2 non-finite.  # (unit,) int8"
     return np.where(~(np.isfinite(lo) & np.isfinite(hi)), 2, np.where(lo == hi, 1, 0)).astype(np.int8)
 
+def _dead(lo, hi):
+    return float(np.mean(unit_states(lo, hi) == 1)) if len(lo) and not (lo > hi).any() else math.nan     # lo > hi: no element
+
 def _dormant(s, n):
     "Share of units whose mean |h| is at most DORMANT times the layer's mean of it."
     with np.errstate(invalid='ignore', divide='ignore'): mean = s / n
@@ -500,7 +503,7 @@ hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True
                        doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
 frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,
                          lambda a, b: (torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])),
-                         lambda lo, hi: float(np.mean(unit_states(lo, hi) == 1)) if len(lo) else math.nan, kind='unit',
+                         _dead, kind='unit',
                          doc='Share of the units whose output did not vary over any example and position of the window.')
 frac_dormant = Statistic('frac_dormant', 'share of units',
                          lambda v: (v.unit_abs_sum, torch.full_like(v.unit_abs_sum, v.n / max(v.unit_abs_sum.numel(), 1))),

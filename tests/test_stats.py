@@ -40,7 +40,7 @@ def bin_of(v):
     return 195 + k if v > 0 else 193 - k
 
 def lower_median(a): return float(np.sort(a.ravel())[(a.size - 1) // 2]) if a.size and not np.isnan(a).any() else math.nan
-def per_unit(a, d):  return np.moveaxis(a, d, 0).reshape(a.shape[d], -1)
+def per_unit(a, d):  return np.moveaxis(a, d, 0).reshape(a.shape[d], a.size // (a.shape[d] or 1))
 def share(mask, a):  return float(mask.sum() / a.size) if a.size else math.nan
 
 def std_of(a):
@@ -55,6 +55,7 @@ def norm_of(a):
 
 def dead_of(a, d):
     if not a.shape[d]: return math.nan
+    if not a.size: return math.nan
     return float(np.mean([bool(np.isfinite(u).all() and (u == u[0]).all()) for u in per_unit(a, d)]))
 def dormant_of(a, d):
     m = np.abs(per_unit(a, d)).mean(1)
@@ -91,7 +92,7 @@ LOOSE = dict(std=1e-4, abs_mean=1e-5)                     # relative; all other 
 @pytest.fixture(autouse=True)
 def no_noise():
     "A warning of NumPy's or torch's out of a statistic would be printed in the middle of somebody's training."
-    with warnings.catch_warnings(), np.errstate(all='warn'):
+    with warnings.catch_warnings(), np.errstate(over='warn', invalid='warn', divide='warn'):
         warnings.simplefilter('error')
         yield
 
@@ -165,7 +166,7 @@ TENSORS = dict(
     booleans        = lambda: torch.arange(-6, 6).view(3, 4) > 0,
     complex         = lambda: torch.complex(randn(16, 8), randn(16, 8, seed=1)),
     conjugate_imag  = lambda: torch.complex(randn(16, 8), randn(16, 8, seed=1)).conj().imag,
-    sparse          = lambda: torch.sparse_coo_tensor([[0, 2, 2], [1, 0, 0]], [3., 4., 5.], (3, 4)),
+    sparse          = lambda: torch.sparse_coo_tensor([[0, 2, 2], [1, 0, 0]], [3., 4., 5.], (3, 4), check_invariants=True),
     sparse_csr      = lambda: torch.tensor([[0, 1., 0], [2., 0, -3.]]).to_sparse_csr(),
     subclass        = lambda: randn(16, 8).as_subclass(TensorOfOnesOwn),
     requires_grad   = lambda: randn(16, 8).requires_grad_() * 2,
@@ -188,7 +189,7 @@ SPARE = {'empty_units': ('hist',)}
 
 def test_every_statistic_has_a_reference():
     assert FOUND.keys() == REFERENCE.keys() and FOUND == STATISTICS
-    assert all(s.doc and s.f for s in FOUND.values())
+    assert all(s.doc and (s.f or s.reads) for s in FOUND.values())
 
 @pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
 @pytest.mark.parametrize('kind', TENSORS)
@@ -223,16 +224,20 @@ def test_one_view_serves_all_statistics_in_any_order():
                     for p, q in zip(one, shared): np.testing.assert_allclose(q, p, rtol=1e-6, atol=2e-6, equal_nan=True)
 
 def test_many_at_once_read_as_each_alone():
-    xs = [TENSORS[k]() for k in TENSORS]
-    for v, x in zip(stats.views(xs), xs):
-        for s in FOUND.values():
-            if s.kind == 'unit': continue
-            one, many = s.f(View(x, eps=1e-3)), s.f(_with_eps(v))
-            for p, q in zip(one, many): np.testing.assert_allclose(q, p, rtol=1e-5, atol=1e-6 * float(v.norm) if math.isfinite(v.norm) else 0)
-
-def _with_eps(v):
-    v.eps = 1e-3
-    return v
+    xs = [make() for make in TENSORS.values()] + [randn(n) for n in (1, 2, 16_383, 16_384, 16_385)] + [torch.tensor(3.)]
+    names = stats.SMALL_READS
+    which, numbers, norms, hists = stats.read_small(xs, names)
+    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and stats.read_small([], names)[0] == []
+    for k, row, norm, hist in zip(which, numbers, norms, hists):
+        v = View(xs[k])
+        for a, got in zip(names, row):
+            near = v.norm if a == 'sum' else 0.
+            np.testing.assert_allclose(got, getattr(v, a), rtol=1e-4 if a == 'm2_root' else 1e-6, atol=1e-6 * near, err_msg=f'{a} of {list(TENSORS)[k:k + 1]}')
+        assert norm == pytest.approx(v.norm, rel=1e-6)
+        if xs[k].dim() > 1: np.testing.assert_array_equal(hist, v.hist)
+    kinds = list(TENSORS)
+    assert {'normal', 'relu', 'zeros', 'tiny', 'permuted', 'denormal'} <= {kinds[k] for k in which if k < len(kinds)}
+    assert not {'one_nan', 'plus_inf', 'float16', 'sparse', 'empty', 'offset_1000'} & {kinds[k] for k in which if k < len(kinds)}
 
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 @quick
@@ -646,7 +651,7 @@ def test_names():
     with pytest.raises(ValueError, match="name='my_statistic'"): statistic(Callable())
     assert statistic(Callable(), name='own')(torch.ones(3)) == 1
     import functools
-    with pytest.raises(ValueError, match="name='my_statistic'"): statistic(functools.partial(torch.sum, dim=None))
+    with pytest.raises(ValueError, match="name='my_statistic'"): statistic(functools.f(torch.sum, dim=None))
 
 def test_resolve():
     assert resolve('norm') is FOUND['norm'] and resolve(FOUND['std']) is FOUND['std']
