@@ -3,16 +3,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from .reading import weights
+
 FIRST, LAST = 10, 20             # rows compared: the first of the record against the last
 
 
 def facts(rec):
     "Three lines: what was recorded and at what cost; loss, gain and lowest elasticity; dead units and non-finite values."
     return '\n'.join([_recorded(rec), _learning(rec), _damage(rec)])
-
-def weights(rec, probe='grad'):
-    "Which columns of a parameter probe are weights with two or more dimensions.  # (layer,) bool"
-    return rec.layers[probe]['shape'].str.count('x').to_numpy() > 0
 
 def median_over(values, rows):
     "Median over some rows, NaN where nothing was measured, without NumPy's warning.  # (layer,)"
@@ -42,9 +40,9 @@ def _learning(rec):
         out.append(f"{name} {e[0]:.3g} -> {e[1]:.3g}" if e else f"{name} not measured")
     if ('grad', 'elasticity') in rec:
         rows = np.flatnonzero(it.measured.to_numpy())
-        w    = weights(rec)
         e    = rec['grad', 'elasticity']
         name = rec.layers['grad'].layer.to_numpy()
+        w    = np.isin(name, weights(rec))
         def lowest(rows):
             m = median_over(e, rows)
             m = np.where(w, m, np.nan)
@@ -73,8 +71,7 @@ def first_nonfinite(rec):
     "(iteration, where) of the first non-finite loss, gradient or activation that was recorded, or None."
     it    = rec.iters
     found = []
-    row   = np.flatnonzero(~np.isfinite(it.loss.to_numpy()) & np.isinf(it.loss.to_numpy()) |
-                           (np.isnan(it.loss.to_numpy()) & it.stepped.to_numpy() & it.loss.notna().any()))
+    row   = np.flatnonzero(~np.isfinite(it.loss)) if it.loss.notna().any() else []
     if len(row): found.append((int(it.iter[row[0]]), 'the loss'))
     for probe in ('activation', 'grad'):
         for stat in ('frac_nonfinite', 'norm', 'max', 'abs_max'):
