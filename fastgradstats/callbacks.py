@@ -18,8 +18,10 @@ from fastai.learner import Learner
 from fastai.torch_core import find_bs
 
 from .constant import ConstantAnswer
+from .diagnosing import diagnose
 from .plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
 from .reporting import facts
+from .rules import ALL
 from .planning import DEFAULTS, Plan
 from .watching import Watcher
 
@@ -76,7 +78,7 @@ def _around(name):
     def _do_epoch_train(self):
         try: return old(self)
         finally:
-            for cb in _ours(self): cb._leave()            # also after Ctrl-C, an exception, a cancel
+            for cb in _ours(self): cb._leave(keep=True)   # also after Ctrl-C, an exception, a cancel
     new = dict(_do_fit=_do_fit, _step=_step, _do_epoch_train=_do_epoch_train)[name]
     new.fastgradstats, new.__doc__ = True, old.__doc__
     setattr(Learner, name, new)
@@ -90,6 +92,19 @@ _around('_do_fit')
 _around('_step')
 _around('_do_epoch_train')
 Learner.layer_stats = property(_layer_stats)
+
+def _diagnose(self, rules=ALL, *, verify=False):
+    "The Report of this Learner's record; `verify`: try the advice on a copy, for 50 iterations, and show before and after."
+    report = diagnose(self.layer_stats, rules)
+    if not verify: return report
+    from .verifying import verify as try_out
+    return try_out(self, report)
+Learner.diagnose = _diagnose
+
+def _tell(learn):
+    "Print the facts of the record and the verdict."
+    rec = learn.layer_stats
+    print(facts(rec), diagnose(rec).verdict, sep='\n')
 
 
 class _Live:
@@ -250,8 +265,8 @@ class LayerStatsCallback(Callback):
     def after_train(self):
         w = self._live.watcher
         if w is None: return
-        w.end_epoch(normal=not self._live.cut, last=self.learn.epoch == self.learn.n_epoch - 1)
-        self._leave()
+        w.end_epoch(normal=not self._live.cut, last=self._live.epoch == self.learn.n_epoch - 1)
+        self._leave(keep=True)
 
     def before_epoch(self):
         live = self._live
@@ -266,14 +281,14 @@ class LayerStatsCallback(Callback):
         if live.fitting: live.nested = False; return                  # of a validation inside the fit
         if live.new or live.constant is None: return                  # nothing was trained: validate, get_preds, summary
         live.constant = None
-        if self.layer_verbose and live.last.log.rows and not live.last.log.elsewhere: print(facts(self.learn.layer_stats))
+        if self.layer_verbose and live.last.log.rows and not live.last.log.elsewhere: _tell(self.learn)
 
-    def _leave(self):
-        "Take the hooks off; what was recorded stays."
+    def _leave(self, keep=False):
+        "Take the hooks off, `keep`: until the next epoch; what was recorded stays."
         live = self.__dict__.get('_live')
-        if live is not None and live.watcher is not None:
-            live.watcher.detach()
-            live.watcher = None
+        w    = live and (live.watcher or live.last)
+        if w: w.detach(keep)
+        if live: live.watcher = None
 
     def _take_epoch(self):
         "Take the losses and metrics of the epoch that ends from fastai's Recorder, which has not logged them yet."

@@ -68,6 +68,7 @@ class Watcher:
         self.window   = set()                     # and in this row
         self.log      = Gathering(plan)
         self.handles, self.param_handles = [], []
+        self.kept_on = None                       # a compiled model (weakly) that keeps its hooks from epoch to epoch
         self.model, self.opt = None, None
         self.all, self.params, self.flags = [], [], []            # (number, parameter): all, those trained; requires_grad of all
         self.fired, self.targets = set(), []
@@ -83,14 +84,21 @@ class Watcher:
     # --- hooks -------------------------------------------------------------------------------------------------------
     def attach(self, model, opt=None):
         "Register the hooks; the model may have changed since the last time (unfrozen, wrapped, compiled)."
-        self.detach()
-        compiled   = is_compiled(model)
+        again = self.kept_on is not None and self.kept_on() is unwrap(model)
+        self.detach(keep=again)
         self.log.share_with(Processes.of(model))
-        self.model = model = unwrap(model)
-        guard      = (lambda h: h)
-        if compiled:                              # hooks added after the first compiled call would never fire
+        if not again: self._attach_modules(unwrap(model), is_compiled(model))
+        self.model, self.opt = unwrap(model), opt
+        self._attach_params()
+        self.log.meta.setdefault('model', type(self.model).__name__)
+        if self.host is not False: warm_up()
+        self._since = time.perf_counter()
+
+    def _attach_modules(self, model, compiled):
+        guard = (lambda h: h)
+        if compiled:                              # hooks added after a call was compiled without them would never fire
             torch._dynamo.reset()
-            guard = torch.compiler.disable
+            guard, self.kept_on = torch.compiler.disable, weakref.ref(model)
         self.targets, spare = sites_of(model, self.plan.modules) if any(p in self.plan.stats for p in OUTPUTS) else ([], [])
         if self.log.spare_won is not None: self.targets, spare = spare if self.log.spare_won and spare else self.targets, []
         self.spare = _Spare(spare) if spare else None
@@ -104,11 +112,6 @@ class Watcher:
         for act, targets in (('saw', self.targets), ('saw_spare', spare)):
             for n, m in targets:
                 hook(m, act, (n, unit_axis(m) if m._parameters else None, bounds_of(m), may_be_nonlinear(m) and not sure))
-        self.opt = opt
-        self._attach_params()
-        self.log.meta.setdefault('model', type(model).__name__)
-        if self.host is not False: warm_up()
-        self._since = time.perf_counter()
 
     def _attach_params(self):
         "Note which parameters are trained, and have each say when it received a gradient."
@@ -140,9 +143,14 @@ class Watcher:
             _, h, second  = groups[where[id(p)]]
             if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
 
-    def detach(self):
-        for h in [*self.handles, *self.param_handles]: h.remove()
-        self.handles, self.param_handles, self.all, self.flags = [], [], [], []
+    def detach(self, keep=False):
+        """Take the hooks off. `keep`: it goes on soon; those in a compiled model stay then, and do nothing, since what is compiled
+        without them meanwhile would never call them."""
+        if not (keep and self.kept_on):
+            for h in self.handles: h.remove()
+            self.handles, self.kept_on = [], None
+        for h in self.param_handles: h.remove()
+        self.param_handles, self.all, self.flags = [], [], []
         self.model, self.opt, self.params, self.mode = None, None, [], OFF
         if self._since is not None: self.of += time.perf_counter() - self._since
         self._since, self._old = None, {}

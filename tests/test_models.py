@@ -601,6 +601,16 @@ def test_compiled(how, backend):
     seen = compare(learn.layer_stats, reading.rd_rows)
     assert seen['activation'] == seen['grad_output'] == {'1', '3'} and not hooks_on(learn.model)
 
+def test_compiled_is_compiled_once_for_a_fit(monkeypatch):
+    "The hooks stay on, and rest, from epoch to epoch: the first validation, of another batch size, compiles nothing without them."
+    seen = []
+    real = torch._dynamo.reset
+    monkeypatch.setattr(torch._dynamo, 'reset', lambda: (seen.append(1), real()))
+    def dls(): return loaders(20, (6,), 8, n_valid=13)                     # batches of 8 and 4, in validation of 13
+    def plain(): return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
+    both(partial(compiled, 'whole', 'eager'), dls, {'1': '1', '3': '3'}, reference=plain, same=False, epochs=3)
+    assert len(seen) == 1
+
 def test_data_parallel_names():
     def plain(): return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))
     rec, _ = both(lambda: nn.DataParallel(plain()), vectors(), {'1': '1'}, reference=plain, same=False)
