@@ -12,7 +12,7 @@ _home = {
     'lesson10':  ['GeneralRelu'],
     'comparing': ['compare', 'Comparison'],
     'diagnosing': ['diagnose', 'Report'],
-    'rules':     ['Finding', 'rule'],
+    'rules':     ['Finding'],
     'plots':     ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
                   'plot_small_gradients'],
 }

@@ -57,13 +57,27 @@ def show(path: Annotated[str, typer.Argument(help="A record that Record.save or 
     print(Record.load(path))
 
 
+@app.command()
+def diagnose(
+    path: Annotated[str,  typer.Argument(help="A record that Record.save or lesson10 wrote.")],
+    json: Annotated[bool, typer.Option('--json', help="For a machine: everything as JSON.")] = False,
+):
+    "What is wrong, where, since when, on what evidence, what to do. Exit status 1 on a critical finding."
+    from json import dumps
+    from .diagnosing import diagnose
+    from .record import Record
+    report = diagnose(Record.load(path))
+    print(dumps(report.json(), indent=1) if json else report)
+    if report.critical: raise typer.Exit(1)
+
+
 def _check(**numbers):
     for name, v in numbers.items():
         if v < 1: raise ValueError(f"--{name} must be at least 1, got {v}")
 
 
 def main(args=None):
-    "Exit status 0; 2 with one sentence on stderr for what the user can put right; 130 after Ctrl-C."
+    "Exit status 0; 1 on a critical finding; 2 with one sentence on stderr for what the user can put right; 130 after Ctrl-C."
     try: status = app(args, standalone_mode=False, prog_name='fastgradstats') or 0
     except KeyboardInterrupt: status = 130
     except (ValueError, OSError) as e: status = _say(e)

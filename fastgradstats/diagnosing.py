@@ -91,10 +91,11 @@ def diagnose(
     verify=False,                 # a Learner's first fix is tried on a copy for 50 iterations, before and after are shown
 ):
     "What is wrong, where, since when, on what evidence, what to do. What was not measured is skipped, never called healthy."
-    learn = None
-    if hasattr(rec, 'layer_stats'): learn, rec = rec, rec.layer_stats
+    if hasattr(rec, 'layer_stats'):
+        if verify: return rec.diagnose(rules=rules, verify=True)                   # training: the callbacks' side
+        rec = rec.layer_stats
     if rec is None: raise ValueError("this Learner has recorded nothing: fit it with cbs=LayerStatsCallback()")
-    if verify and learn is None: raise ValueError("verify=True trains a copy: give diagnose the Learner, not its record")
+    if verify: raise ValueError("verify=True trains a copy: give diagnose the Learner, not its record")
     r = run(rec)
     findings, checked, skipped = [], [], []
     for f in rules:
@@ -108,11 +109,7 @@ def diagnose(
     order    = {f.__name__: i for i, f in enumerate(rules)}
     findings = sorted(findings, key=lambda f: _rank(f, order, findings))
     table    = layer_verdicts(rec, findings)
-    report   = Report(_verdict(r, findings, checked, skipped, table), findings, checked, skipped, table)
-    if verify:
-        from .verifying import verify as try_out
-        report = try_out(learn, report)
-    return report
+    return Report(_verdict(r, findings, checked, skipped, table), findings, checked, skipped, table)
 
 
 # --- what a rule needs -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import PercentFormatter
 
+from .diagnosing import diagnose
 from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, as_key, check_record, draw_heat, fit,
                       iter_axis, label, layer_ticks, mark_epochs, names_at, nanmedian, new_ax, num, one_layer,
                       pick_layers, read, read_iters, say, smoothed, subject, tidy, unit, wants_log, weight_layers)
@@ -328,7 +329,7 @@ def plot_grad_flow(
 def plot_overview(
     rec,                          # Record
     *,
-    title=None,                   # a sentence above all; by default the facts: loss, gain, elasticity, dead units
+    title=None,                   # a sentence above all; by default the verdict of `diagnose`, or the facts where there is none
     save=None,                    # path of an image to write
 ):                                # array of six Axes
     "One figure for the first five minutes: every layer at every iteration, under the loss."
@@ -354,7 +355,7 @@ def plot_overview(
     if len(it): axs[0].set_xlim(it.iloc[0] - .5, it.iloc[-1] + .5)
     iter_axis(axs[-1], rec)
     for ax in axs[:-1]: ax.tick_params(axis='x', labelbottom=False)
-    fig.suptitle(_facts(rec) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
+    fig.suptitle(_verdict(rec) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
     if save is not None: fig.savefig(save, dpi=150)
     return axs
 
@@ -370,6 +371,11 @@ def _loss_panel(ax, rec):
     ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     mark_epochs(ax, rec)
     tidy(ax)
+
+def _verdict(rec):
+    "The verdict on the record; the facts where too little was measured for one."
+    report = diagnose(rec)
+    return report.verdict if report.findings or len(rec) > 20 and report.checked else _facts(rec)
 
 def _facts(rec):
     "What happened, in a sentence or two: only numbers of the record."

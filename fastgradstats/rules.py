@@ -253,7 +253,7 @@ def dead_units(rec, limit=.5):
                   + (f"; also in {_names(list(names[hit])[1:])}" if hit.sum() > 1 else '') + ('' if now else '; they came back'),
                   "a smaller learning rate at first (warm-up), clipping" if not born else
                   "biases of zero and Kaiming initialisation, an activation function that leaks",
-                  {'lr': .1, 'clip': 1.} if not born else {'init': 'kaiming', 'activation': 'GeneralRelu'}, tuple(names[hit]))
+                  {'lr': .1, 'clip': 1.} if not born else {'init': 'kaiming', 'activation': 'leaky_relu'}, tuple(names[hit]))
 
 
 @rule(needs=[[('activation', 'frac_saturated'), ('activation', 'hist')]], source='torchmortem: |x| > .95 for over 50 %; Karpathy: |tanh| > .97')

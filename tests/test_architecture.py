@@ -17,14 +17,17 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 
 # --- the dependency diagram -----------------------------------------------------------------------------------------
 # module -> the modules of ours that it may import, anywhere in the file (also inside a function)
-LEAVES    = dict(record='', kernels='', stats='kernels', probes='')
+LEAVES    = dict(record='', kernels='', stats='kernels', probes='', thresholds='')
 TRAINING  = dict(planning='probes record stats', gathering='probes record stats', constant='',
                  processes='gathering probes',
                  watching='gathering planning probes processes stats constant', data='')
-READING   = dict(reading='record', answering='', reporting='', comparing='answering reading record',
-                 drawing='record', smallgrads='drawing record', plots='drawing smallgrads record')
-COATS     = dict(callbacks='constant planning watching plots reporting record stats probes',
-                 lesson10='callbacks comparing data plots', cli='lesson10 record')
+READING   = dict(reading='record', answering='', reporting='', comparing='answering reading record thresholds',
+                 evidence='reading thresholds', rules='answering evidence thresholds',
+                 diagnosing='answering evidence record rules thresholds',
+                 drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
+COATS     = dict(callbacks='constant diagnosing planning watching plots reporting record rules stats probes verifying',
+                 verifying='answering diagnosing',
+                 lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
 LIGHT     = {'record', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not

@@ -445,11 +445,11 @@ assert fastgradstats.watch is watch
 
 
 # --- what is printed and drawn ---------------------------------------------------------------------------------------
-def test_three_lines_are_printed_when_a_fit_ends(capsys):
+def test_four_lines_are_printed_when_a_fit_ends(capsys):
     learn = learner('mlp', LayerStatsCallback())
     learn.fit(1)
     out = capsys.readouterr().out.strip().split('\n')
-    assert len(out) == 3
+    assert len(out) == 4 and out[3] == learn.diagnose().verdict
     assert out[0].startswith('recorded 6 parameters and 2 activations over 5 of 5 iterations')
     assert out[1].startswith('loss ') and 'gain' in out[1] and 'lowest elasticity' in out[1]
     assert 'dead units' in out[2] and 'non-finite' in out[2]

@@ -129,3 +129,12 @@ def test_reads_without_torch_and_fastai():
 
 def test_errors_teach():
     with pytest.raises(ValueError, match='verify=True'): diagnose(Planted().record(), verify=True)
+
+@pytest.mark.parametrize('fault,status', [('starved', 1), (None, 0)])
+def test_the_command_line(tmp_path, capsys, fault, status):
+    from fastgradstats.cli import main
+    path = (FAULTS[fault]()[0] if fault else Planted()).record().save(tmp_path / 'r.parquet')
+    with pytest.raises(SystemExit) as e: main(['diagnose', str(path)])
+    assert e.value.code == status and diagnose(Planted().record() if not fault else FAULTS[fault]()[0].record()).verdict in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e: main(['diagnose', str(path), '--json'])
+    assert e.value.code == status and json.loads(capsys.readouterr().out)['critical'] == bool(status)
