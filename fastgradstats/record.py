@@ -46,7 +46,8 @@ class Record:
                 raise ValueError(f"{key} is of the probe {key[0]!r}, which has no table of layers; there are "
                                  f"{', '.join(layers) or 'none'}")
             if key[1] in RESERVED and key != ('update', 'lr'):
-                raise ValueError(f"a statistic cannot be called {key[1]!r}: a column of the record is. Give it another name")
+                raise ValueError(f"a statistic cannot be called {key[1]!r}: a column of the record is. "
+                                 f"Give it another name")
             if key in windows and not windows[key].last_iter.isin(iters.iter).all():
                 raise ValueError(f"a window of {key} ends at an iteration that has no row")
             v = np.array(v, dtype=np.float32)
@@ -65,7 +66,8 @@ class Record:
         put(self, '_meta',    plain(meta or {}))
         for layer, v in self._units.items():
             if v.ndim != 2 or len(v) != len(windows.get(DEAD_UNITS, ())):
-                raise ValueError(f"the units of {layer} have shape {v.shape}; expected (window, unit), the windows those of {DEAD_UNITS}")
+                raise ValueError(f"the units of {layer} have shape {v.shape}; expected (window, unit), the windows "
+                                 f"those of {DEAD_UNITS}")
             v.flags.writeable = False
 
     def __setattr__(self, name, value): raise AttributeError(f"a Record is frozen: {name} cannot be set")
@@ -111,8 +113,8 @@ class Record:
     def _derive(self, key):
         def get(probe, stat):
             if (probe, stat) not in self._values:
-                raise KeyError(f"{key[1]!r} of {key[0]!r} is {DERIVED[key]} and needs {stat!r} at {probe!r}, which was not "
-                               f"recorded. Add it with LayerStatsCallback({probe}=[..., {stat!r}])")
+                raise KeyError(f"{key[1]!r} of {key[0]!r} is {DERIVED[key]} and needs {stat!r} at {probe!r}, which was "
+                               f"not recorded. Add it with LayerStatsCallback({probe}=[..., {stat!r}])")
             return self._values[probe, stat]
         loss = np.abs(self._iters.loss.to_numpy())[:, None]
         with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
@@ -177,9 +179,9 @@ class Record:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({c: [] for c in none}).astype(none)
 
     def frame(self, *keys):
-        """Tidy DataFrame, one line per row, probe and layer that was measured, one column per statistic; loss, lr and the
-        other columns of `iters` repeated. A window's value stands on the window's last row. `keys`: (probe, statistic)
-        pairs, derived ones too, or a probe's name for all of its; without them everything but the histograms."""
+        """Tidy DataFrame, one line per row, probe and layer that was measured, one column per statistic; loss, lr and
+        the other columns of `iters` repeated. A window's value stands on the window's last row. `keys`: (probe,
+        statistic) pairs, derived ones too, or a probe's name for all of its; without them everything but the histograms."""
         flat = [k for k in self._values if self._values[k].ndim == 2]
         want = []
         for k in keys:
@@ -198,12 +200,13 @@ class Record:
         for s in dict.fromkeys(s for _, s in want):
             lines[s] = join(lambda p: p[3].get(s, np.full(len(p[1]), np.nan)), np.float32)
         iters = self.iters.iloc[rows].reset_index(drop=True)
-        if 'lr' in lines: iters['lr'] = np.where(lines['probe'] == 'update', lines.pop('lr'), iters.lr)  # the layer's own
+        if 'lr' in lines:                                              # on lines of `update` the layer's own
+            iters['lr'] = np.where(lines['probe'] == 'update', lines.pop('lr'), iters.lr)
         lines = pd.DataFrame(lines).astype(dict(probe='str', layer='str'))
         return pd.concat([iters, lines], axis=1)
 
     def _parts(self, keys):
-        """For each probe: its name, the rows and the columns at which something was measured, and {statistic: values there};
+        """For each probe: its name, the rows and columns at which something was measured, and {statistic: values there};
         of a histogram (which of them have one, their counts)."""
         pos = pd.Index(self._iters.iter)
         for probe in dict.fromkeys(p for p, _ in keys):
@@ -249,8 +252,8 @@ class Record:
 
     # --- joining -----------------------------------------------------------------------------------------------------
     def join(self, *others):
-        """One record of all: the rows are united by `iter`, the layers by name, the windows by their last iteration. Where
-        two records measured the same value the first one's stands, as it does where two windows of a layer overlap.
+        """One record of all: the rows are united by `iter`, the layers by name, the windows by their last iteration.
+        Where two records measured the same value the first one's stands, as it does where windows of a layer overlap.
         Neighbouring histogram windows are merged until no more than 1,024 are left."""
         recs  = [self, *others]
         wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
@@ -324,15 +327,16 @@ class Record:
             wide = max(map(len, by))
             lines.append(f"  {'probe':<{wide}}  layers  statistics")
             lines += [f"  {p:<{wide}}  {len(self._layers[p]):>6}  {', '.join(ss)}" for p, ss in by.items()]
-        if len(it): lines.append(f"  loss {_num(it.loss.iloc[0])} at iteration {it.iter.iloc[0]}, {_num(it.loss.iloc[-1])} at "
-                                 f"iteration {it.iter.iloc[-1]}")
+        if len(it): lines.append(f"  loss {_num(it.loss.iloc[0])} at iteration {it.iter.iloc[0]}, "
+                                 f"{_num(it.loss.iloc[-1])} at iteration {it.iter.iloc[-1]}")
         why = {}
         for name, reason in meta.get('not_hooked', {}).items(): why.setdefault(reason, []).append(name)
         for reason, names in why.items():
             lines.append(f"  not observed: {', '.join(names[:6])}{', ...' * (len(names) > 6)} ({reason})")
         cost = meta.get('cost')
         if cost and cost.get('percent') is not None:
-            lines.append(f"  cost: {cost['percent']:.1f} % of the training time ({cost['seconds']:.2f} s of {cost['of']:.2f} s)")
+            lines.append(f"  cost: {cost['percent']:.1f} % of the training time ({cost['seconds']:.2f} s "
+                         f"of {cost['of']:.2f} s)")
         return '\n'.join(lines)
 
 

@@ -1,8 +1,8 @@
 """The file of a record: one Parquet file that pandas, DuckDB, Polars and Spark read as it stands.
 
-A line per row, probe and layer that was measured, a column per statistic, histograms and unit states as list columns, loss
-and lr repeated; and a line with probe 'row' for every row. What was not measured is NULL, a NaN that was measured is NaN. The
-rest (layers, windows, epochs, bins, meta) is JSON in the metadata of the schema.
+A line per row, probe and layer that was measured, a column per statistic, histograms and unit states as list columns,
+loss and lr repeated; and a line with probe 'row' for every row. What was not measured is NULL, a NaN that was measured
+is NaN. The rest (layers, windows, epochs, bins, meta) is JSON in the metadata of the schema.
 """
 from __future__ import annotations
 
@@ -82,7 +82,8 @@ def _table(rec):
             v, gone = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), bool)
             for p, col in found.items(): v[place[p]] = col
             for p in found:
-                gone[place[p]] = np.isnan(v[place[p]]) if (p, s) in rec._windows else False     # between the ends of windows: NULL
+                at       = place[p]                                    # between the ends of windows: NULL
+                gone[at] = np.isnan(v[at]) if (p, s) in rec._windows else False
             base[s] = pa.array(v, mask=gone)
     if rec._units:
         state = [None] * len(rows)
@@ -108,11 +109,13 @@ def read(path, make):
     if not path.exists(): raise FileNotFoundError(f"there is no record at {path}; give the path of a file that "
                                                   f"Record.save wrote")
     if path.is_dir(): raise ValueError(f"{path} is a folder; give one of the record files in it")
-    broken = (f"{path} cannot be read as a record: it is damaged or not a Parquet file ({{}}). Record it again or restore it "
-              f"from a copy")
+    broken = (f"{path} cannot be read as a record: it is damaged or not a Parquet file ({{}}). Record it again or "
+              f"restore it from a copy")
     try: table = pq.read_table(path, page_checksum_verification=True)
-    except PermissionError as e: raise PermissionError(f"{path} may not be read; change its permissions or give another") from e
-    except (pa.ArrowException, OSError) as e: raise ValueError(broken.format((str(e).splitlines() or ['unreadable'])[0])) from e
+    except PermissionError as e:
+        raise PermissionError(f"{path} may not be read; change its permissions or give another") from e
+    except (pa.ArrowException, OSError) as e:
+        raise ValueError(broken.format((str(e).splitlines() or ['unreadable'])[0])) from e
     head = (table.schema.metadata or {}).get(b'fastgradstats')
     if head is None: raise ValueError(f"{path} is a Parquet file, but not a record: Record.save did not write it")
     try: head = dict(json.loads(head))

@@ -17,7 +17,7 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 
 # --- the dependency diagram -----------------------------------------------------------------------------------------
 # module -> the modules of ours that it may import, anywhere in the file (also inside a function)
-LEAVES    = dict(record='', kernels='', stats='kernels', probes='', thresholds='')
+LEAVES    = dict(storing='', record='storing', kernels='', stats='kernels', probes='', thresholds='')
 TRAINING  = dict(planning='probes record stats', gathering='probes record stats', constant='',
                  processes='gathering probes',
                  watching='gathering planning probes processes stats constant', data='')
@@ -30,7 +30,7 @@ COATS     = dict(callbacks='constant diagnosing planning watching plots reportin
                  lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
-LIGHT     = {'record', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
+LIGHT     = {'record', 'storing', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
 NO_FASTAI = {'watching', 'planning', 'gathering', 'processes', 'constant', 'stats', 'probes', 'kernels'}      # any PyTorch loop
 
 def imports(path):
