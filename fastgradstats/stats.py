@@ -207,7 +207,7 @@ class View:
         ok = (m > 0) & torch.isfinite(m)
         e  = torch.frexp(torch.where(ok, m, torch.ones_like(m))).exponent
         y  = _ldexp(x.double() if self.host else x, -e)
-        if centred:                                # twice: a mean that is rounded leaves a rest
+        if centred:
             for _ in range(2): y = y - (y.sum(dtype=_wide(m).dtype) / self.n).to(y.dtype)
         return self.read(_ldexp(_wide(_norm(y)), e))
 
@@ -219,6 +219,9 @@ class View:
         if self._pass:
             squares, of_mean = self._pass[1], self._pass[0] ** 2 / self.n
             if of_mean <= 100 * (squares - of_mean): return math.sqrt(squares - of_mean)
+            d = self.flat.numpy().astype(float)
+            for _ in range(2): d -= d.mean()                 # twice: a mean that is rounded leaves a rest
+            return math.sqrt((d * d).sum())
         return self._safe_norm(self.flat, centred=True)
 
     @lazy
