@@ -181,7 +181,7 @@ class Record:
     def frame(self, *keys):
         """Tidy DataFrame, one line per row, probe and layer that was measured, one column per statistic; loss, lr and
         the other columns of `iters` repeated. A window's value stands on the window's last row. `keys`: (probe,
-        statistic) pairs, derived ones too, or a probe's name for all of its; without them everything but the histograms."""
+        statistic) pairs, derived ones too, or a probe's name for all of its; without them all but the histograms."""
         flat = [k for k in self._values if self._values[k].ndim == 2]
         want = []
         for k in keys:
@@ -206,7 +206,7 @@ class Record:
         return pd.concat([iters, lines], axis=1)
 
     def _parts(self, keys):
-        """For each probe: its name, the rows and columns at which something was measured, and {statistic: values there};
+        """For each probe: its name, the rows and columns at which something was measured, {statistic: values there};
         of a histogram (which of them have one, their counts)."""
         pos = pd.Index(self._iters.iter)
         for probe in dict.fromkeys(p for p, _ in keys):
@@ -284,7 +284,7 @@ class Record:
             if key == DEAD_UNITS: units = _no_units(have, n)
             for k, (r, i, j) in enumerate(zip(have, rows, cols)):
                 v    = r._values[key]
-                free = np.isnan(out[np.ix_(i, j)]).reshape(*v.shape[:2], -1).all(-1)         # (row or window, layer)
+                free = np.isnan(out[np.ix_(i, j)]).all(tuple(range(2, v.ndim)))              # (row or window, layer)
                 if k and key in windows: free &= ~_overlapping(r._windows[key], windows[key], out, i, j)
                 here = out[np.ix_(i, j)]
                 out[np.ix_(i, j)] = np.where(free.reshape(*free.shape, *[1] * (v.ndim - 2)), v, here)
@@ -355,7 +355,7 @@ def coarsen(hist, windows, most=MAX_WINDOWS):
 
 def _overlapping(mine, wins, out, i, j):
     "Where a window of `mine` overlaps another one that already has a value of the same layer.  # (window, layer)"
-    has  = ~np.isnan(out.reshape(*out.shape[:2], -1)[..., 0])[:, j]                          # (window of wins, layer)
+    has  = ~np.isnan(out).all(tuple(range(2, out.ndim)))[:, j]                          # (window of wins, layer)
     hit  = np.zeros((len(mine), len(j)), bool)
     f, l = wins.first_iter.to_numpy(), wins.last_iter.to_numpy()
     for k, (a, b) in enumerate(zip(mine.first_iter, mine.last_iter)):
