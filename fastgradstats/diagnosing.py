@@ -23,7 +23,7 @@ CAUSES   = {'non_finite': "values are not finite", 'exploding': "the gradient ex
             'vanishing': "the gradient vanishes on its way back", 'dead_units': "units are dead", 'saturated': "activations are saturated",
             'step_too_large': "a step was too large", 'step_too_small': "the steps are too small", 'bad_init': "the initialisation is off scale",
             'not_learning': "nothing is learned", 'unstable': "the loss is unstable", 'fp16_underflow': "gradients underflow in half precision",
-            'input_scale': "the input is off scale", 'double_softmax': "softmax is taken twice", 'not_stepped': "some weights are never stepped"}
+            'input_scale': "the input is off scale", 'double_softmax': "softmax is taken twice", 'not_stepped': "some weights are never stepped", 'not_zeroed': "gradients are kept from step to step"}
 
 
 class Skipped(NamedTuple):
@@ -147,7 +147,7 @@ def _how(keys):
 def _rank(f, order, findings):
     "Harm first; then what came clearly first; then in the order of cause."
     place = order.get(f.rule, len(order))
-    if f.rule == 'dead_units' and f.value < .8 and {'vanishing', 'starved'} & {g.rule for g in findings}:
+    if f.rule == 'dead_units' and f.value < .95 and {'vanishing', 'starved'} & {g.rule for g in findings}:
         place = order.get('starved', place) + .5          # half of the units silent is an effect of signals that fade
     return f.severity == 'info', place, f.iters[0]
 

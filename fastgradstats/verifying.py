@@ -36,6 +36,12 @@ class _Standardise(Callback):
             self.stats = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp_min(1e-6)
         self.learn.xb = ((x - self.stats[0]) / self.stats[1], *self.xb[1:])
 
+class _Zero(Callback):
+    "Zero the gradients before every backward pass."
+    order = -50
+    def before_backward(self):
+        for p in self.learn.model.parameters(): p.grad = None
+
 def _init(model, how):
     for m in model.modules():
         if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)):
@@ -69,6 +75,7 @@ def apply_fix(learn, fix):
         elif key == 'activation' and v == 'relu':      _swap(learn.model, (nn.Sigmoid, nn.Tanh), nn.ReLU)
         elif key == 'activation' and v == 'leaky_relu': _swap(learn.model, nn.ReLU, lambda: nn.LeakyReLU(.1))
         elif key == 'optimizer':                       learn.splitter, learn.opt = (lambda m: [[p for p in m.parameters() if p.requires_grad]]), None
+        elif key == 'zero_grad':                       learn.add_cb(_Zero())
         elif key == 'loss_scale':
             if not any(p.dtype == torch.float16 for p in learn.model.parameters()): continue
             learn.model.float()

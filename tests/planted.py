@@ -19,7 +19,7 @@ class Planted:
                           lr=.1, mom=0., grad_norm=1., clip_factor=1., stepped=True, measured=True, n_accum=1, elapsed=t * .1)
         g = .2 * np.exp(-t / 60)[:, None] * noise(n, layers)
         self.v = {('grad', 'norm'): g, ('weight', 'norm'): np.full((n, layers), 5.), ('update', 'norm'): .1 * g,
-                  ('grad', 'frac_zero'): np.zeros((n, layers)), ('grad', 'frac_nonfinite'): np.zeros((n, layers)),
+                  ('grad', 'frac_zero'): np.zeros((n, layers)), ('grad', 'mean'): rng.normal(0, 1e-3, (n, layers)), ('grad', 'frac_nonfinite'): np.zeros((n, layers)),
                   ('activation', 'std'): noise(n, layers - 1), ('activation', 'frac_nonfinite'): np.zeros((n, layers - 1)),
                   ('activation', 'frac_saturated'): np.full((n, layers - 1), .02), ('activation', 'frac_dead'): np.zeros((n // 20, layers - 1)),
                   ('input', 'mean'): np.zeros((n, 1)), ('input', 'std'): np.ones((n, 1)), ('output', 'mean'): .1 * noise(n, 1),
@@ -71,6 +71,8 @@ def step_too_small():
     p = Planted(); p.v['update', 'norm'][:] = 5e-6; p.iters['loss'][:] = 2.3 + .004 * np.sin(np.arange(N)); return p, '', 5
 def not_stepped():
     p = Planted(); p.v['update', 'norm'][:, :2] = 0; return p, '0.weight', 0
+def not_zeroed():
+    p = Planted(); p.v['grad', 'mean'] = np.cumsum(np.cumsum(p.v['grad', 'mean'], axis=0), axis=0); return p, '0.weight', 0
 def bad_init():
     p = Planted(layers=6).starve(by=.05); p.v['activation', 'std'] *= .3 ** np.arange(5); return p, '4.act', 0
 def input_scale():
@@ -84,5 +86,5 @@ def not_learning():
 def unstable():
     p = Planted(); p.iters['loss'][30::10] = 40.; return p, '', 30
 
-FAULTS = {f.__name__: f for f in (non_finite, exploding, starved, vanishing, fp16_underflow, dead_units, saturated, step_too_large, step_too_small,
+FAULTS = {f.__name__: f for f in (non_finite, exploding, starved, vanishing, fp16_underflow, dead_units, saturated, step_too_large, step_too_small, not_zeroed,
                                   not_stepped, bad_init, input_scale, double_softmax, not_learning, unstable)}
