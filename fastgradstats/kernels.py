@@ -107,12 +107,13 @@ def select(keys, k):                                # keys: (n,) uint32
     return known
 
 
-@compiled()
-def small(x, ends, wide, near, bin_of_pattern, out, hist):
+@compiled(fastmath=LOOSE)
+def small(x, ends, wide, near, bin_of_pattern, out, middle, hist):
     """All statistics of many small tensors that lie one behind the other in `x`, tensor `t` up to `ends[t]`.
 
-    out: (tensor, 10), written: sum, sum of squares, least, greatest, sum of magnitudes, zeros, near zeros, non-finite, the
-    bits of the lower median and of the lower median of the magnitudes; hist: (tensor, bin), written where `wide[t]`.
+    out: (tensor, 10), written: number, sum, ||x - mean||, norm, least, greatest, sum of magnitudes, zeros, near zeros,
+    non-finite; middle: (tensor, 2), written: the bits of the lower median and of that of the magnitudes; hist:
+    (tensor, bin), written where `wide[t]`. A tensor that needs more care than this has a number of -1.
     """
     start = 0
     bits  = x.view(np.int32)
@@ -122,9 +123,6 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
         n       = len(part)
         total   = squares = mags = 0.
         lo = hi = part[0]
-        zeros   = close = bad = np.int32(0)
-        signed  = np.empty(n, np.uint32)            # in the order of the floats
-        plain   = np.empty(n, np.uint32)            # in the order of the magnitudes
         for i in range(n):
             v        = np.float64(part[i])
             total   += v
@@ -132,10 +130,14 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
             mags    += abs(v)
             lo       = min(lo, part[i])
             hi       = max(hi, part[i])
-            m        = marks[i] & ABS
-            zeros   += m < 1
-            close   += m < near
-            bad     += m >= INF
+        zeros   = close = bad = np.int32(0)
+        signed  = np.empty(n, np.uint32)            # in the order of the floats
+        plain   = np.empty(n, np.uint32)            # in the order of the magnitudes
+        for i in range(n):
+            m      = marks[i] & ABS
+            zeros += m < 1
+            close += m < near
+            bad   += m >= INF
             plain[i]  = np.uint32(m)
             signed[i] = np.uint32(m) + np.uint32(0x80000000) if marks[i] >= 0 else np.uint32(0x7fffffff) - np.uint32(m)
         k = (n - 1) // 2
@@ -144,12 +146,40 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
             plain.sort()
             a, b = signed[k], plain[k]
         else: a, b = select(signed, k), select(plain, k)
-        out[t, 0], out[t, 1], out[t, 2], out[t, 3], out[t, 4] = total, squares, lo, hi, mags
-        out[t, 5], out[t, 6], out[t, 7] = zeros, close, bad
-        out[t, 8] = np.float64(a) - 0x80000000 if a >= 0x80000000 else -np.float64(a) - 1
-        out[t, 9] = b
+        middle[t, 0] = np.int64(a) - 0x80000000 if a >= 0x80000000 else -np.int64(a) - 1
+        middle[t, 1] = np.int64(b)
+        of_mean = total * total / n
+        careful = bad > 0 or squares - of_mean < of_mean / 100 or squares == 0 and (lo != 0 or hi != 0)
+        out[t, 0], out[t, 1], out[t, 2], out[t, 3] = -1 if careful else n, total, np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
+        out[t, 4], out[t, 5], out[t, 6], out[t, 7], out[t, 8], out[t, 9] = lo, hi, mags, zeros, close, bad
         if wide[t]: tally(marks, near, bin_of_pattern, hist[t])
         start = ends[t]
+
+
+@compiled(fastmath={'nsz', 'reassoc', 'contract'})
+def norms(x, ends, out):                            # out: (tensor,), written
+    "Norms of many small tensors that lie one behind the other in `x`."
+    start = 0
+    for t in range(len(ends)):
+        part  = x[start:ends[t]]
+        total = 0.
+        for i in range(len(part)): total += np.float64(part[i]) * np.float64(part[i])
+        out[t] = np.sqrt(total)
+        start  = ends[t]
+
+
+@compiled(fastmath={'nsz', 'reassoc', 'contract'})
+def distances(x, y, ends, out):                     # out: (tensor,), written
+    "Norms of x - y of many small tensors that lie one behind the other."
+    start = 0
+    for t in range(len(ends)):
+        a, b  = x[start:ends[t]], y[start:ends[t]]
+        total = 0.
+        for i in range(len(a)):
+            d      = np.float64(a[i]) - np.float64(b[i])
+            total += d * d
+        out[t] = np.sqrt(total)
+        start  = ends[t]
 
 
 @compiled(fastmath={'nsz', 'reassoc', 'contract'})

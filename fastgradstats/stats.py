@@ -349,27 +349,33 @@ def _bin_of_pattern_on(device): return torch.from_numpy(BIN_OF_PATTERN).to(devic
 SMALL_READS = ('n', 'sum', 'm2_root', 'norm', 'min', 'max', 'abs_sum', 'n_zero', 'n_near_zero', 'n_nonfinite', 'median',
                'abs_median')
 
+def small_ones(tensors):
+    "Which of the tensors can be read many in one call: small ones of float32 on the CPU."
+    return [k for k, t in enumerate(tensors) if t.dtype == torch.float32 and 0 < t.numel() <= SMALL
+            and t.device.type == 'cpu' and t.layout == torch.strided]
+
+def together(tensors):
+    "A copy of their elements, one tensor behind the other, and where each ends.  # (n,), (tensor,)"
+    return torch.cat([t.detach().reshape(-1) for t in tensors]).numpy(), _ends(tuple(t.numel() for t in tensors))
+
+@lru_cache(maxsize=64)
+def _ends(sizes): return np.cumsum(sizes)
+
 def read_small(tensors, names):
-    """Read all the small ones of `tensors` (on the CPU) in one call. Returns which were read, their numbers
-    # (tensor, name), names among SMALL_READS; their norms; their histograms  # (tensor, bin), for two or more dimensions.
-    What is not finite, or has a mean beyond 10 std, is left to a View."""
-    few = [k for k, t in enumerate(tensors) if t.dtype == torch.float32 and 0 < t.numel() <= SMALL and t.device.type == 'cpu'
-           and t.layout == torch.strided]
-    if not few: return few, [], [], []
-    flats = [flat(tensors[k].detach()) for k in few]
-    n     = np.array([len(t) for t in flats])
-    wide  = np.array([tensors[k].dim() > 1 for k in few])
-    found, hists = np.empty((len(few), 10)), np.empty((len(few), N_BINS))
-    kernels.small(torch.cat(flats).numpy(), np.cumsum(n), wide, _NEAR_BITS, BIN_OF_PATTERN, found, hists)
-    total, squares, lo, hi = found.T[:4]
-    with np.errstate(all='ignore'):
-        spread = squares - total * total / n
-        good   = ((squares > 1e-280) & (squares < 1e280) & (total * total / n <= 100 * spread)) | ((lo == 0) & (hi == 0))
-        norm   = np.sqrt(squares)
-        table  = dict(zip(SMALL_READS, (n, total, np.sqrt(np.maximum(spread, 0)), norm, lo, hi, *found.T[4:8],
-                                        *found.T[8:].astype(np.int32).view(np.float32))))
-    kept = np.flatnonzero(good).tolist()
-    return ([few[k] for k in kept], np.stack([table[a] for a in names], 1)[kept].tolist(), norm[kept].tolist(), hists[kept])
+    """Read all the small ones of `tensors` in one call. Returns which were read; their numbers, (tensor, name), names among
+    SMALL_READS; their norms; their histograms, (tensor, bin), of those with two or more dimensions. What is not finite, or
+    has a mean beyond 10 std, is left to a View."""
+    few = small_ones(tensors)
+    if not few: return [], [], [], []
+    x, ends = together([tensors[k] for k in few])
+    wide    = np.array([tensors[k].dim() > 1 for k in few])
+    out, middle, hists = np.empty((len(few), len(SMALL_READS))), np.empty((len(few), 2), np.int32), np.empty((len(few), N_BINS))
+    kernels.small(x, ends, wide, _NEAR_BITS, BIN_OF_PATTERN, out[:, :10], middle, hists)
+    out[:, 10:] = middle.view(np.float32)
+    if out[:, 0].min() < 0:
+        kept = np.flatnonzero(out[:, 0] > 0)
+        few, out, hists = [few[k] for k in kept], out[kept], hists[kept]
+    return few, out[:, [SMALL_READS.index(a) for a in names]].tolist(), out[:, 3].tolist(), hists
 
 def _to_float32(s):
     "A float64 tensor as float32 that stays non-zero and finite where it was."
@@ -388,6 +394,7 @@ def warm_up():
     v.unit_extremes, v.hist, v.median
     x = np.ones(2, np.float32)
     kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())
+    kernels.norms(x, _ends((2,)), np.empty(1)), kernels.distances(x, x, _ends((2,)), np.empty(1))
 
 
 # --- what a statistic is ---------------------------------------------------------------------------------------------

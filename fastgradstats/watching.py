@@ -23,7 +23,7 @@ from .planning import DEFAULTS, Plan
 from .processes import Processes
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
                      sites_of, tensors, unit_axis, unwrap)
-from .stats import CHUNK, SMALL, View, plain, read_small, warm_up
+from .stats import SMALL, View, plain, read_small, small_ones, together, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:
@@ -80,6 +80,7 @@ class Watcher:
         self.timing = False
         self._since = None
         self._old   = {}
+        self._few   = []
 
     # --- hooks -------------------------------------------------------------------------------------------------------
     def attach(self, model, opt=None):
@@ -278,32 +279,41 @@ class Watcher:
         self.row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
         norms, diff = {}, {}
         with torch.no_grad():
-            few  = [(i, p) for i, p in self.got if p.numel() <= CHUNK]           # all the small ones in one call
-            if few: diff = dict(zip([i for i, _ in few], torch._foreach_sub([p for _, p in few], [self._old[i] for i, _ in few])))
+            if self._few:
+                now, ends = together([self.got[k][1] for k in self._few])
+                found     = np.empty(len(ends))
+                kernels.distances(now, self._kept, ends, found)
+                norms     = dict(zip(self._few, found.tolist()))
             for k, (i, p) in enumerate(self.got):
+                if k in norms: continue
                 if p.dtype.itemsize < 4: diff[i] = p.float() - self._old[i].float()      # in half precision it would be rounded
-                elif i in diff: continue
                 elif 'update' in self.plan.only_norm and self._in_one_pass(p):
                     norms[k] = math.sqrt(kernels.advance(_array(p), _array(self._old[i])))
                 else: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
         self._capture_params('update', [diff.get(i, p) for i, p in self.got], norms=norms)
 
     def _keep(self):
-        """One copy of the parameters about to change, in memory that is kept for the next row. A large one mostly is there
-        already, as it was after the last step. Returns the norms found on the way, by their place in `got`."""
-        norms, few = {}, []
+        """One copy of the parameters about to change. The small ones are copied one behind the other; a large one mostly is
+        there already, as it was after the last step. Returns the norms found on the way, by their place in `got`."""
+        fast, norms, rest = self.host is not False and 'update' in self.plan.only_norm, {}, []
+        self._few = small_ones([p for _, p in self.got]) if fast else []
+        if self._few:
+            self._kept, ends = together([self.got[k][1] for k in self._few])
+            found = np.empty(len(ends))
+            kernels.norms(self._kept, ends, found)
+            norms = dict(zip(self._few, found.tolist()))
         for k, (i, p) in enumerate(self.got):
+            if k in norms: continue
             if i not in self._old or self._old[i].shape != p.shape or self._old[i].device != p.device:
                 self._old[i] = torch.empty_like(p, requires_grad=False).zero_()
-            if self._in_one_pass(p): norms[k] = math.sqrt(kernels.synchronise(_array(p), _array(self._old[i])))
-            else: few.append((i, p))
+            if fast and self._in_one_pass(p): norms[k] = math.sqrt(kernels.synchronise(_array(p), _array(self._old[i])))
+            else: rest.append((i, p))
         with torch.no_grad():
-            if few: torch._foreach_copy_([self._old[i] for i, _ in few], [p for _, p in few])
+            if rest: torch._foreach_copy_([self._old[i] for i, _ in rest], [p for _, p in rest])
         return norms
 
     def _in_one_pass(self, p):
-        return (self.host is not False and p.numel() > CHUNK and p.device.type == 'cpu' and p.dtype == torch.float32
-                and p.is_contiguous())
+        return p.numel() > SMALL and p.device.type == 'cpu' and p.dtype == torch.float32 and p.is_contiguous()
 
     @_timed
     def skipped(self):
@@ -459,12 +469,13 @@ class Watcher:
 
     def _norms(self, ts, known=()):
         "The 2-norm of every tensor; on the CPU those of the small ones in one call."
-        few = [k for k, t in enumerate(ts) if 0 < t.numel() <= CHUNK and t.dtype == torch.float32 and t.device.type == 'cpu'
-               and t.layout == torch.strided] if self.host is not False else []
         out = dict(known)
+        few = small_ones(ts) if len(out) < len(ts) and self.host is not False else []
         if few:
-            with torch.no_grad(): norms = torch.stack(torch._foreach_norm([ts[k] for k in few])).numpy().tolist()
-            out.update((k, n) for k, n in zip(few, norms) if 1e-15 < n < 1e15)         # the others need the careful way
+            x, ends = together([ts[k] for k in few])
+            found   = np.empty(len(ends))
+            kernels.norms(x, ends, found)
+            out.update(zip(few, found.tolist()))
         return [out[k] if k in out else View(t, None, host=self.host, sampled=False).norm for k, t in enumerate(ts)]
 
     def _capture(self, part, probe, layer, view, hist=True):
