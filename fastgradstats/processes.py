@@ -1,9 +1,9 @@
 """Several processes (DistributedDataParallel): what each has captured of an epoch is merged into the record of process 0.
 
 The parameters' gradients are averaged before they are read and equal everywhere; activations, output gradients, inputs,
-outputs, losses, histograms and units differ. Every process keeps its rows until the epoch's training has ended normally; then
-there is one gather, and the other processes' share of a row is taken like further micro-batches of it. Nothing is ever waited
-for in a hook, nor after an exception: then process 0 has its own rows, and `meta['processes']` names their epochs.
+outputs, losses, histograms and units differ. Every process keeps its rows until the epoch's training has ended normally;
+then there is one gather, and the other processes' share of a row is taken like further micro-batches of it. Nothing is
+waited for in a hook, nor after an exception: then process 0 has its own rows, and `meta['processes']` names their epochs.
 """
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Processes:
         return found if found.n > 1 else None
 
     def merge(self, log, fired):
-        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the Gathering of this process,
-        `fired`: the names of the modules that ran; those of all are returned."""
+        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the Gathering of this
+        process, `fired`: the names of the modules that ran; those of all are returned."""
         log.flush()
         got = [None] * self.n if self.rank == 0 else None
         try: dist.gather_object(_share(log, fired), got, dist.get_global_rank(self.group, 0), self.group)
@@ -44,7 +44,8 @@ class Processes:
             log.settle()
             return fired
         why = next((w for w in (_differs(log, other) for other in got[1:]) if w), None)
-        if why: log.settle(f"{why}. The processes must measure the same rows: `every` may depend on nothing but the iteration")
+        if why: log.settle(f"{why}. The processes must measure the same rows: `every` may depend on nothing but the "
+                           f"iteration")
         else:
             for other in got[1:]: _take(log, other)
             log.settle(merged=True)
@@ -52,28 +53,22 @@ class Processes:
 
 
 def _share(log, fired):
-    "What the other processes need of this one's epoch."
-    sigs = {}
-    rows = []
+    "What process 0 needs of this one's epoch; of itself only the shape, to compare."
+    share = dict(shape=_structure(log), measured=[(r.measured, len(r.parts)) for r in log.held], fired=fired)
+    if not log.processes.rank: return share
+    sigs, rows = {}, []
     for r in log.held:
-        m, at = len(r.parts), 2 + 2 * len(r.parts)
-        parts = []
+        m, at, parts = len(r.parts), 2 + 2 * len(r.parts), []
         for k, p in enumerate(r.parts):
-            parts.append((p.bs, r.flat[2 + k], r.flat[2 + m + k], sigs.setdefault(tuple(p.sig), len(sigs)),
-                          np.array(r.flat[at:at + p.n], float)))
+            numbers = np.array(r.flat[at:at + p.n], float)
+            parts.append((p.bs, r.flat[2 + k], r.flat[2 + m + k], sigs.setdefault(tuple(p.sig), len(sigs)), numbers))
             at += p.n
-        rows.append((r.measured, parts))
-    first = log.held[0].parts[-1].last if log.held else None
-    shape, here = _structure(log), {}
-    if log.processes.rank:                                                   # process 0 has its own
-        for key, w in log.windows.items():
-            if key[0] not in PARAMETERS: here[key] = {k: s for k, s in enumerate(w.sums) if len(s)}
-        units = [{key: [t.detach().cpu() for t in p] for key, p in by.items()}
-                 for by in [*[by for *_, by in log.closed], log.now]]
-    else: units = []
-    return dict(rows=[] if not log.processes.rank else rows, sigs=list(sigs), sites=[(k, log.site_list[i]) for k, i in log.sites.items()],
-                ends=log.ends, windows=here, units=units, shape=shape, fired=fired, first=first,
-                measured=[(r.measured, len(r.parts)) for r in log.held])
+        rows.append(parts)
+    windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in log.windows.items()
+               if key[0] not in PARAMETERS}
+    units   = [{key: [t.detach().cpu() for t in p] for key, p in by.items()} for by in [*[c[3] for c in log.closed], log.now]]
+    sites   = [(key, log.site_list[i]) for key, i in log.sites.items()]
+    return dict(share, rows=rows, sigs=list(sigs), sites=sites, ends=log.ends, windows=windows, units=units)
 
 def _structure(log):
     "What must be alike in all processes: the windows of the histograms and of the life table."
@@ -88,12 +83,12 @@ def _differs(log, other):
 
 def _take(log, other):
     "Add another process' share of the epoch to the rows held here."
-    site = {}
-    for i, (key, about) in enumerate(other['sites']):
+    site = []                                                                # theirs -> ours
+    for key, about in other['sites']:
         if key not in log.sites:
             log.sites[key] = len(log.site_list)
             log.site_list.append(about)
-        site[i] = log.sites[key]
+        site.append(log.sites[key])
     end = {p: {} for p in log.ends}
     for p, names in other['ends'].items():
         for i, (path, dtype) in enumerate(names):
@@ -102,7 +97,7 @@ def _take(log, other):
             end[p][i] = paths.index(path)
     here = lambda p, k: end[p][k] if p in end else site[k]
     sigs = [[(p, here(p, k)) for p, k in sig] for sig in other['sigs']]
-    for row, (_, parts) in zip(log.held, other['rows']):
+    for row, parts in zip(log.held, other['rows']):
         for bs, loss, constant, s, flat in parts:
             m    = len(row.parts)
             part = Part(bs, row.parts[-1].last)

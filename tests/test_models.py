@@ -4,7 +4,6 @@
 package, and compares layer by layer; the trained weights must be bit-identical too.
 """
 import random
-import warnings
 from collections import namedtuple
 from copy import deepcopy
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ def flatten(o, path=''):
 def array(t):
     t = t.detach()
     if t.is_sparse: t = t.to_dense()
-    return np.array(t.as_subclass(torch.Tensor).double().cpu())
+    return t.as_subclass(torch.Tensor).double().cpu().numpy().copy()
 
 class Reading(Callback):
     "Clones what the named modules give, the gradients that come back, and the parameters around every step."
@@ -327,7 +326,6 @@ def test_vision_learner_resnet18():
     assert np.isfinite(rec['grad_output', 'norm']).all()
 
 def test_unet_learner():
-    from fastai.vision.learner import unet_learner
     from torchvision.models import resnet18
     g    = torch.Generator().manual_seed(3)
     x, y = torch.randn(12, 3, 32, 32, generator=g), torch.randint(2, (12, 32, 32), generator=g)
@@ -740,8 +738,7 @@ def test_half_activations():
     assert rows[0]['activation']['act'][0].size == 1600 and np.isfinite(rec['activation', 'norm']).all()     # squares exceed float16
 
 def test_tensor_image_without_cast_is_read_as_a_plain_tensor(monkeypatch):
-    from fastai.learner import CastToTensor
-    from fastai.torch_core import TensorBase, TensorImage
+    from fastai.torch_core import TensorImage
     class ToImage(Callback):
         order = 9.5
         def before_batch(self): self.learn.xb = (TensorImage(self.learn.xb[0]),)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from fastgradstats import GeneralRelu
