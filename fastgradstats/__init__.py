@@ -13,6 +13,8 @@ _home = {
     'comparing': ['compare', 'Comparison'],
     'diagnosing': ['diagnose', 'Report'],
     'rules':     ['Finding'],
+    'checking':  ['check_init'],
+    'watchdog':  ['DiagnosisCallback'],
     'plots':     ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
                   'plot_small_gradients'],
 }

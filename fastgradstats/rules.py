@@ -401,7 +401,8 @@ def bad_init(rec, limit=10., each=1.6, loss=3.):
     "Values shrink or grow from layer to layer in the first iterations, forward or backward; or weights are all zero."
     r = run(rec)
     if not len(r): return
-    worked = not _stuck(r)
+    worked = not _stuck(r) and len(r) >= SETTLE + FEWEST        # before that it is a forecast
+    harm   = 'info' if worked else 'critical' if _stuck(r) else 'warning'
     if ('weight', 'norm') in rec and r.layers:
         zero = r.get('weight', 'norm', r.layers)[0] == 0
         if zero.sum() >= 2:
@@ -409,7 +410,7 @@ def bad_init(rec, limit=10., each=1.6, loss=3.):
             hurt = not (np.nan_to_num(g0).max(0) > 0)[zero].any()
             names = tuple(np.array(r.layers)[zero])
             if hurt or not worked:
-                yield Finding('bad_init', names[0], (int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])), 0., 0., 'critical' if not worked else 'info',
+                yield Finding('bad_init', names[0], (int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])), 0., 0., harm,
                               f"{_names(names)} start at exactly zero, so no gradient passes them",
                               "random initial weights: Kaiming", {'init': 'kaiming'}, names)
                 return
@@ -433,7 +434,7 @@ def bad_init(rec, limit=10., each=1.6, loss=3.):
         if len(g) > 2: back = f"; gradients (rms of an element) from {num(g[0])} in the first to {num(g[-1])} in the last"
     word = 'shrinks' if per < 1 else 'grows'
     yield Finding('bad_init', names[-1], (int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])), per, each if per > 1 else 1 / each,
-                  'info' if worked else 'critical',
+                  harm,
                   f"the std of the activations {word} by a factor {num(per if per > 1 else 1 / per)} a layer, from {num(np.exp(y[0]))} in {names[0]} "
                   f"to {num(np.exp(y[-1]))} in {names[-1]}, in the first iterations{back}" + ("; training went on in spite of it" if worked else ''),
                   "Kaiming initialisation (LSUV mends it from one batch), or normalisation between the layers",

@@ -1,0 +1,85 @@
+"""`check_init`: what the initialisation will do, from one batch forward and backward, before anything is trained."""
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .answering import num
+from .diagnosing import diagnose
+from .rules import bad_init, input_scale, non_finite, saturated
+from .watching import watch
+
+RULES = (input_scale, non_finite, bad_init, saturated)
+
+
+class InitCheck:
+    "What `check_init` found: `.table`, `.forward` and `.backward` (slope of ln std per layer), `.findings`, `.gains`."
+    def __init__(self, table, forward, backward, findings, loss, record):
+        self.table, self.forward, self.backward, self.findings, self.loss, self.record = table, forward, backward, findings, loss, record
+        self.gains = dict(zip(table.layer, table.gain))
+
+    @property
+    def ok(self): return not self.findings
+
+    def __repr__(self):
+        say  = lambda s, what: (f"{what} {'cannot be told' if np.isnan(s) else 'keep' if abs(s) < .1 else 'shrink' if s < 0 else 'grow'}"
+                                + ('' if np.isnan(s) else f" (a factor {num(np.exp(s))} a layer)"))
+        head = f"First loss {num(self.loss)}. Going forward activations {say(self.forward, '').strip()}; on the way back gradients {say(-self.backward, '').strip()}."
+        out  = [head, self.table.to_string(index=False, float_format=lambda v: num(v))]
+        for f in self.findings: out.append(f"{f.rule}: {f.evidence}. Try: {f.advice}.")
+        if self.findings and any(f.rule == 'bad_init' for f in self.findings):
+            out.append("`gain`: multiply the weights before each activation by it, first to last, and the activations keep their scale.")
+        return '\n'.join(out if self.findings else [*out, "No trouble foreseen."])
+
+
+def check_init(
+    learn,                        # a fastai Learner that has not trained yet
+    modules=None,                 # as LayerStatsCallback
+):                                # an InitCheck
+    "One batch forward and backward on a copy: no step is taken; model, optimizer and random state are as before."
+    dl    = learn.dls.train
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state(), [torch.cuda.get_rng_state(i) for i in _cuda()]
+    own   = dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None
+    try:
+        model, loss_func = copy.deepcopy(learn.model).train(), copy.deepcopy(learn.loss_func)
+        batch = next(iter(dl))
+        n_inp = getattr(learn.dls, 'n_inp', 1)
+        xb, yb = tuple(batch[:n_inp]), tuple(batch[n_inp:])
+        where = next((p.device for p in model.parameters()), torch.device('cpu'))
+        xb, yb = [tuple(t.to(where) if hasattr(t, 'to') else t for t in b) for b in (xb, yb)]
+        opt = torch.optim.SGD([p for p in model.parameters() if p.requires_grad] or [torch.zeros(1)], lr=0.)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            with watch(model, opt, modules=modules, grad_output=['std']) as w:
+                loss = loss_func(model(*xb), *yb)
+                w.loss(loss).backward()
+                opt.step()
+        rec = w.record
+    finally:
+        torch.set_rng_state(state[0]); random.setstate(state[1]); np.random.set_state(state[2])
+        for i, s in zip(_cuda(), state[3]): torch.cuda.set_rng_state(s, i)
+        if own is not None: dl.rng.setstate(own)
+    return _read(rec, float(loss.detach()))
+
+def _cuda(): return range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+
+def _read(rec, loss):
+    acts = rec.layers['activation'].layer if 'activation' in rec.layers else pd.Series([], dtype=object)
+    s    = rec['activation', 'std'][0].astype(float) if len(acts) else np.array([])
+    b    = np.full(len(acts), np.nan)
+    if ('grad_output', 'std') in rec:
+        at = pd.Index(rec.layers['grad_output'].layer).get_indexer(acts)
+        b  = np.where(at >= 0, rec['grad_output', 'std'][0].astype(float)[at], np.nan)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        gain  = np.concatenate([[1.], s[:-1]]) / s if len(s) else s
+        table = pd.DataFrame(dict(layer=acts, std=s, grad_std=b, gain=np.where(np.isfinite(gain), gain, np.nan)))
+    return InitCheck(table, _slope(s), _slope(b), list(diagnose(rec, RULES).findings), loss, rec)
+
+def _slope(v):
+    ok = np.isfinite(v) & (v > 0)
+    return float(np.polyfit(np.flatnonzero(ok), np.log(v[ok]), 1)[0]) if ok.sum() >= 3 else np.nan

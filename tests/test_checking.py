@@ -1,0 +1,104 @@
+"check_init: what it foresees, and that nothing is touched. DiagnosisCallback: warns once, ends the fit, keeps the last iterations."
+import copy
+import pickle
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from fastai.callback.progress import ProgressCallback
+from fastai.data.core import DataLoaders
+from fastai.data.load import DataLoader
+from fastai.learner import Learner
+from fastai.optimizer import SGD
+from fastai.torch_core import set_seed
+from torch import nn
+
+from fastgradstats import DiagnosisCallback, LayerStatsCallback, check_init
+
+def make(std=None, gain=1., lr=.05, n=256, depth=6, scale=1.):
+    set_seed(0)
+    x = torch.randn(n, 20) * scale
+    y = (x[:, :2].sum(1) > 0).long()
+    layers = []
+    for _ in range(depth): layers += [nn.Linear(20, 20), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.BatchNorm1d(20), nn.Dropout(.1), nn.Linear(20, 2))
+    for m in model:
+        if isinstance(m, nn.Linear):
+            nn.init.normal_(m.weight, std=std) if std else nn.init.kaiming_normal_(m.weight)
+            m.weight.data *= gain; nn.init.zeros_(m.bias)
+    ds = list(zip(x, y))
+    learn = Learner(DataLoaders(DataLoader(ds, bs=32, shuffle=True), DataLoader(ds, bs=32), device='cpu'), model, loss_func=nn.CrossEntropyLoss(), lr=lr,
+                    opt_func=SGD)
+    learn.remove_cb(ProgressCallback)
+    learn.logger = lambda *a: None
+    return learn
+
+def test_good_weights():
+    c = check_init(make())
+    assert c.ok and abs(c.forward) < .25 and 'No trouble foreseen' in repr(c)
+
+@pytest.mark.parametrize('kind,sign', [(dict(std=.05), -1), (dict(gain=3.), 1)])
+def test_wrong_scale_is_foreseen_and_its_gains_mend_it(kind, sign):
+    learn = make(**kind)
+    c = check_init(learn)
+    assert [f.rule for f in c.findings] == ['bad_init'] and np.sign(c.forward) == sign and abs(c.forward) > .5
+    linears = [m for m in learn.model if isinstance(m, nn.Linear)]
+    for m, g in zip(linears, c.table.gain): m.weight.data *= g
+    again = check_init(learn)
+    assert again.ok and np.allclose(again.table['std'], 1, atol=.05)
+
+def test_a_slope_is_the_factor_of_a_layer():
+    a, b = check_init(make()), check_init(make(gain=3.))
+    assert abs(b.forward - a.forward - np.log(3)) < 1e-3
+    back = [np.log(c.table.grad_std[0] / c.table.grad_std[3]) for c in (a, b)]
+    assert abs(back[1] - back[0] - 3 * np.log(3)) < .3                           # three layers on the way back, dropout drawn anew
+
+def test_inputs_off_scale_are_foreseen(): assert 'input_scale' in [f.rule for f in check_init(make(scale=100.)).findings]
+
+def test_nothing_is_touched():
+    learn = make()
+    learn.create_opt()
+    set_seed(3)
+    state  = copy.deepcopy(learn.model.state_dict())
+    before = torch.get_rng_state(), random.getstate(), pickle.dumps(np.random.get_state()), learn.dls.train.rng.getstate(), len(learn.cbs)
+    opt    = pickle.dumps(learn.opt.state_dict())
+    check_init(learn)
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == random.getstate() and before[2] == pickle.dumps(np.random.get_state())
+    assert before[3] == learn.dls.train.rng.getstate() and before[4] == len(learn.cbs) and opt == pickle.dumps(learn.opt.state_dict())
+    assert all(torch.equal(v, state[k]) for k, v in learn.model.state_dict().items()) and all(p.grad is None for p in learn.model.parameters())
+    assert not any(m._forward_hooks for m in learn.model.modules()) and learn.layer_stats is None
+
+# --- DiagnosisCallback -----------------------------------------------------------------------------------------------
+def test_a_healthy_fit_is_silent_and_whole():
+    learn = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(6, cbs=DiagnosisCallback())
+    assert len(learn.layer_stats) == 48
+
+def test_a_fit_that_diverges_is_ended_with_one_warning_each():
+    learn = make(lr=1e6)
+    cb = DiagnosisCallback()
+    with pytest.warns(UserWarning) as seen: learn.fit(10, cbs=[cb])
+    said = [str(w.message) for w in seen if 'iteration' in str(w.message)]
+    assert any('The fit is ended' in s for s in said) and len({s.split(': ')[1].split(' ')[0] for s in said}) == len(said)
+    assert len(learn.layer_stats) < 80
+
+def test_the_flight_recorder_keeps_the_last_iterations_and_wakes_the_rest():
+    class Break(LayerStatsCallback.__mro__[1]):
+        order = 5
+        def before_batch(self):
+            if self.training and self.learn.train_iter == 30: self.learn.xb = (self.xb[0] * float('nan'),)
+    learn = make()
+    cb = DiagnosisCallback(stop_on=(), every=10, keep=15)
+    with pytest.warns(UserWarning, match='non_finite'): learn.fit(6, cbs=[cb, Break()])
+    it = learn.layer_stats.iters
+    assert len(it) == 48 and len(cb.flight) == 15 and cb.flight.iter.tolist() == list(range(33, 48))
+    assert it.measured[:30].sum() == 3 and it.measured[31:45].all()
+    assert cb.flight.n_nonfinite.gt(0).all()
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match='not a rule'): DiagnosisCallback(stop_on='explosion')
+    with pytest.raises(ValueError, match='keep'):       DiagnosisCallback(keep=0)
