@@ -16,7 +16,8 @@ import torch
 from . import __version__
 from .probes import ENDS, OUTPUTS, PARAMETERS
 from .record import ITER_COLS, MAX_WINDOWS, UNSEEN, Bins, Record, coarsen
-from .stats import BIN_EDGES, BIN_LABELS, N_BINS, unit_states
+from .stats import unit_states
+from .views import BIN_EDGES, BIN_LABELS, N_BINS
 
 FLUSH      = 50                   # rows between two copies from the device to the host
 MIN_WINDOW = 20                   # rows a window of the life table has at least: single batches overstate death 3 to 5 times

@@ -5,7 +5,8 @@ from operator import attrgetter
 
 from .probes import PROBES, check_modules
 from .record import RESERVED
-from .stats import SAMPLE, SMALL_READS, STATISTICS, resolve
+from .stats import STATISTICS, resolve
+from .views import SAMPLE, SMALL_READS
 
 DEFAULTS = dict(
     grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite', 'hist'],

@@ -23,7 +23,7 @@ from .planning import DEFAULTS, Plan
 from .processes import Processes
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes, params_of,
                      sites_of, tensors, unit_axis, unwrap)
-from .stats import SMALL, View, plain, read_small, small_ones, together, warm_up
+from .views import SMALL, View, plain, read_small, small_ones, together, warm_up
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 class _Hook:

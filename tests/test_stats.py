@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats import stats
-from fastgradstats.stats import (BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, STATISTICS, Statistic, View, resolve, statistic,
-                                 stride_of)
+from fastgradstats import stats, views
+from fastgradstats.stats import STATISTICS, Statistic, resolve, statistic
+from fastgradstats.views import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, View, stride_of
 
 FOUND   = {s.name: s for s in vars(stats).values() if isinstance(s, Statistic)}
 UNITS   = [s for s in FOUND.values() if s.kind == 'unit']
@@ -226,9 +226,9 @@ def test_one_view_serves_all_statistics_in_any_order():
 
 def test_many_at_once_read_as_each_alone():
     xs = [make() for make in TENSORS.values()] + [randn(n) for n in (1, 2, 16_383, 16_384, 16_385)] + [torch.tensor(3.)]
-    names = stats.SMALL_READS
-    which, numbers, norms, hists = stats.read_small(xs, names)
-    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and stats.read_small([], names)[0] == []
+    names = views.SMALL_READS
+    which, numbers, norms, hists = views.read_small(xs, names)
+    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and views.read_small([], names)[0] == []
     for k, row, norm, hist in zip(which, numbers, norms, hists):
         v = View(xs[k])
         for a, got in zip(names, row):
@@ -321,7 +321,7 @@ def test_edges_and_labels_say_what_falls_in():
     np.testing.assert_array_equal(BIN_EDGES, -BIN_EDGES[::-1])
     for v in edge_values():
         b = bin_of(float(v))
-        assert stats.BIN_OF_PATTERN[(np.float32(v).view(np.int32) >> 21) + 1024] == b
+        assert views.BIN_OF_PATTERN[(np.float32(v).view(np.int32) >> 21) + 1024] == b
         if b in BIN_LABELS:
             name = BIN_LABELS[b]
             assert {'-inf': v == -np.inf, '+inf': v == np.inf, 'nan': np.isnan(v), 'zero': abs(v) < 2. ** -32,
