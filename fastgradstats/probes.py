@@ -23,7 +23,7 @@ PROBES     = OUTPUTS + PARAMETERS + ENDS
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
 NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)
                    and c.__module__ == 'torch.nn.modules.activation' and c is not nn.MultiheadAttention)
-CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)      # units are on axis 1 after these
+CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)   # units are on axis 1 after these
 NOT_NONLINEAR = ('Drop', 'StochasticDepth', 'Flatten', 'Identity', 'Embed', 'View', 'Reshape', 'Permute', 'Pool', 'Pad',
                  'Merge', 'Concat', 'Resize', 'Upsample', 'Interpolate', 'Shuffle', 'Norm', 'Debug', 'ToTensor',
                  'Loss')                                                          # in the name of a parameterless leaf
@@ -78,14 +78,15 @@ def may_be_nonlinear(m):
 def is_nonlinear(m): return isinstance(m, NONLINEAR) or may_be_nonlinear(m)
 
 def only_reshapes(args, out):
-    "Whether a module, by its first call, gives its input another shape, joins several or hands one on: no nonlinearity."
+    "Whether a module, by its first call, reshapes its input, joins several or hands one on: no nonlinearity."
     xs = [t for _, t in tensors(args)]
     if not xs or not isinstance(out, torch.Tensor): return False
     x = xs[0]
     return len(xs) > 1 or x.shape != out.shape or x is not out and x.numel() > 0 and x.data_ptr() == out.data_ptr()
 
 def check_modules(modules):
-    if modules is None or isinstance(modules, (str, type)) or callable(modules) and not isinstance(modules, nn.Module): return
+    if modules is None or isinstance(modules, (str, type)): return
+    if callable(modules) and not isinstance(modules, nn.Module): return
     items = [modules] if isinstance(modules, nn.Module) else modules
     if isinstance(items, (list, tuple)) and items and all(isinstance(m, (nn.Module, type, str)) for m in items): return
     raise TypeError(f"modules is a glob on layer names ('layer4.*'), a module class, a list of modules, or a function "
@@ -106,7 +107,8 @@ def chosen(model, modules):
             if ok: out.append((name, m)); break
     if not out:
         names = [n for n, _ in everything if n]
-        what  = inspect.getsource(modules).strip() if inspect.isfunction(modules) and modules.__name__ != '<lambda>' else modules
+        told  = inspect.isfunction(modules) and modules.__name__ != '<lambda>'
+        what  = inspect.getsource(modules).strip() if told else modules
         raise ValueError(f"modules={what!r} matches no layer of this {type(model).__name__}; its layers are "
                          f"{', '.join(names[:30])}{', ...' if len(names) > 30 else ''}. Give a glob such as "
                          f"{(names or ['*'])[-1].split('.')[0] + '*'!r}, a module class, or a function f(name, module)")
@@ -114,8 +116,8 @@ def chosen(model, modules):
 
 def sites_of(model, modules):
     """The (name, module) whose outputs are read, and those read in their place if none of the first turns out to be a
-    nonlinearity. By default, and within a glob, the nonlinearities; where there is none, the leaves with parameters. A class,
-    a list or a function is taken at its word."""
+    nonlinearity. By default, and within a glob, the nonlinearities; where there is none, the leaves with parameters. A
+    class, a list or a function is taken at its word."""
     pick = chosen(model, modules)
     if modules is not None and not isinstance(modules, str): return pick, []
     nonlinear = [(n, m) for n, m in pick if n and is_nonlinear(m)]

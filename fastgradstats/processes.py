@@ -1,9 +1,10 @@
-"""Several processes (DistributedDataParallel): what each has captured of an epoch is merged into the record of process 0.
+"""Several processes (DistributedDataParallel): what each has captured of an epoch joins the record of process 0.
 
 The parameters' gradients are averaged before they are read and equal everywhere; activations, output gradients, inputs,
-outputs, losses, histograms and units differ. Every process keeps its rows until the epoch's training has ended normally;
-then there is one gather, and the other processes' share of a row is taken like further micro-batches of it. Nothing is
-waited for in a hook, nor after an exception: then process 0 has its own rows, and `meta['processes']` names their epochs.
+outputs, losses, histograms and units differ. Every process keeps its rows until the epoch's training has ended
+normally; then there is one gather, and the other processes' share of a row is taken like further micro-batches of it.
+Nothing is waited for in a hook, nor after an exception: then process 0 has its own rows, and `meta['processes']` names
+their epochs.
 """
 from __future__ import annotations
 
@@ -32,8 +33,8 @@ class Processes:
         return found if found.n > 1 else None
 
     def merge(self, log, fired):
-        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the Gathering of this
-        process, `fired`: the names of the modules that ran; those of all are returned."""
+        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the Gathering of
+        this process, `fired`: the names of the modules that ran; those of all are returned."""
         log.flush()
         got = [None] * self.n if self.rank == 0 else None
         try: dist.gather_object(_share(log, fired), got, dist.get_global_rank(self.group, 0), self.group)
@@ -66,7 +67,8 @@ def _share(log, fired):
         rows.append(parts)
     windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in log.windows.items()
                if key[0] not in PARAMETERS}
-    units   = [{key: [t.detach().cpu() for t in p] for key, p in by.items()} for by in [*[c[3] for c in log.closed], log.now]]
+    units   = [{key: [t.detach().cpu() for t in p] for key, p in by.items()}
+               for by in [*[c[3] for c in log.closed], log.now]]
     sites   = [(key, log.site_list[i]) for key, i in log.sites.items()]
     return dict(share, rows=rows, sigs=list(sigs), sites=sites, ends=log.ends, windows=windows, units=units)
 
@@ -77,7 +79,8 @@ def _structure(log):
 def _differs(log, other):
     "Why another process' epoch cannot be merged with this one's; None if it can."
     mine = [(r.measured, len(r.parts)) for r in log.held]
-    if len(mine) != len(other['measured']): return f"process 0 has {len(mine)} rows and another has {len(other['measured'])}"
+    n, m = len(mine), len(other['measured'])
+    if n != m: return f"process 0 has {n} rows and another has {m}"
     if mine != other['measured']: return 'the processes measured different rows'
     return None if _structure(log) == other['shape'] else 'the processes have been interrupted at different rows before'
 
