@@ -25,7 +25,7 @@ warnings.filterwarnings('ignore')
 import torch
 import torch.nn.functional as F
 from fastai.callback.core import Callback
-from fastai.callback.progress import ProgressCallback           # noqa: F401  (gives Learner its no_bar)
+from fastai.callback.progress import ProgressCallback  # noqa: F401  (gives Learner its no_bar)
 from fastai.callback.schedule import ParamScheduler, SchedCos, combine_scheds
 from fastai.callback.training import GradientClip
 from fastai.data.core import DataLoaders
@@ -477,6 +477,6 @@ def main():
             it = rec.iters
             print(f"{to.name:<48} {time.time() - t:5.1f} s  loss {it.loss.iloc[0]:9.4g} -> {it.loss.iloc[-10:].median():9.4g}  constant {it.loss_constant.iloc[-10:].median():.4g}", flush=True)
 
-from fastai.callback.core import CancelFitException            # noqa: E402
+from fastai.callback.core import CancelFitException
 
 if __name__ == '__main__': sys.exit(main())

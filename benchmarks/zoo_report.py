@@ -11,7 +11,6 @@ Others' thresholds, as their documentation or source gives them; where their sta
                       outside 1e-5 to .1 (median), over half saturated
 """
 import warnings
-from fnmatch import fnmatchcase
 
 import numpy as np
 from zoo import CASES, path, runs

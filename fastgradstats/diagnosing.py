@@ -1,6 +1,7 @@
 """`diagnose`: the rules' findings in order of cause, a verdict for every layer, and one sentence for the network."""
 from __future__ import annotations
 
+import warnings
 from html import escape
 from typing import NamedTuple
 
@@ -8,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from .answering import join, num, pct
-from .evidence import FEWEST, WINDOW, run, slope, spans, trailing
+from .evidence import FEWEST, WINDOW, run, slope, trailing
 from .record import DERIVED
-from .rules import ALL, SEVERITIES, Finding, Unreadable
+from .rules import ALL, Unreadable
 from .thresholds import AWAKE, SETTLE, STARVED
 
 VERDICTS = ('healthy', 'converged', 'starved', 'waking', 'dead', 'saturated', 'exploding', 'frozen', 'cannot tell')
@@ -96,6 +97,11 @@ def diagnose(
         rec = rec.layer_stats
     if rec is None: raise ValueError("this Learner has recorded nothing: fit it with cbs=LayerStatsCallback()")
     if verify: raise ValueError("verify=True trains a copy: give diagnose the Learner, not its record")
+    with warnings.catch_warnings(), np.errstate(all='ignore'):                     # what is not measured or not finite is expected here
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return _judge(rec, rules)
+
+def _judge(rec, rules):
     r = run(rec)
     findings, checked, skipped = [], [], []
     for f in rules:

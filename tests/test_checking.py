@@ -17,6 +17,7 @@ from torch import nn
 
 from fastgradstats import DiagnosisCallback, LayerStatsCallback, check_init
 
+
 def make(std=None, gain=1., lr=.05, n=256, depth=6, scale=1.):
     set_seed(0)
     x = torch.randn(n, 20) * scale

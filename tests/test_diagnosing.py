@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from planted import FAULTS, N, Planted
+from planted import FAULTS, Planted
 
 from fastgradstats import diagnose
 from fastgradstats.diagnosing import VERDICTS
+
 
 def verdicts(rep, probe='grad'):
     d = rep.layers

@@ -1,0 +1,51 @@
+"""Does the advice work? The first finding's `fix` is applied to the sick run, from the start; random advice beside it.
+
+    python benchmarks/zoo_advice.py --out /tmp/zoo --half tuned [--seed 0]
+
+Works: the run then reaches 90 % of its healthy twin's gain (best constant answer's loss minus the loss, last 20 rows).
+"""
+import argparse
+import random
+
+import numpy as np
+from fastai.torch_core import set_seed
+from zoo import CASES, kit, learner, path
+
+from fastgradstats import Record, diagnose
+from fastgradstats.evidence import run
+from fastgradstats.verifying import apply_fix, final_gain
+
+FIXES = [{'lr': .1, 'clip': 1.}, {'lr': 100.}, {'init': 'kaiming'}, {'init': 'xavier'}, {'input': 'normalize'}, {'remove': 'softmax'},
+         {'zero_grad': True}, {'optimizer': 'all parameters'}, {'activation': 'relu'}, {'activation': 'leaky_relu'}, {'loss_scale': 1024.}]
+
+def share(name, seed, fix, twin):
+    "Share of the twin's gain that the sick run reaches with `fix`."
+    k = kit(name, True, seed)
+    l, _ = learner(k, seed)
+    set_seed(seed)
+    apply_fix(l, fix)
+    try: end = final_gain(l, k.iters, seed)[1]
+    except (RuntimeError, ValueError): return 0.
+    r = run(twin)
+    c = r.best_constant
+    return (c - end) / (c - np.median(r.loss[-20:]))
+
+def main():
+    ap = argparse.ArgumentParser()
+    ap.add_argument('--out', default='zoo-out'); ap.add_argument('--half', default='tuned'); ap.add_argument('--seed', type=int, default=0)
+    a = ap.parse_args()
+    rng, ours, dice = random.Random(a.seed), [], []
+    for c in CASES.values():
+        if not c.truth or c.half != a.half: continue
+        sick, twin = path(a.out, c.name, True, a.seed), path(a.out, c.name, False, a.seed)
+        if not (sick.exists() and twin.exists()): continue
+        bad  = [f for f in diagnose(Record.load(sick)).findings if f.severity != 'info' and f.fix]
+        twin = Record.load(twin)
+        s    = share(c.name, a.seed, bad[0].fix, twin) if bad else 0.
+        d    = share(c.name, a.seed, rng.choice(FIXES), twin)
+        ours.append(s >= .9); dice.append(d >= .9)
+        print(f"{c.name:<26} {bad[0].rule if bad else '-':<16} {bad[0].fix if bad else '':<50} {s:6.2f}   random {d:6.2f}" if not bad else
+              f"{c.name:<26} {bad[0].rule:<16} {str(bad[0].fix):<52} {s:6.2f}   random {d:6.2f}", flush=True)
+    print(f"works: {sum(ours)}/{len(ours)}; random advice: {sum(dice)}/{len(dice)}")
+
+if __name__ == '__main__': main()
