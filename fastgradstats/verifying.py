@@ -80,7 +80,6 @@ def apply_fix(learn, fix):
             if not any(p.dtype == torch.float16 for p in learn.model.parameters()): continue
             learn.model.float()
             learn.model.register_forward_pre_hook(lambda m, a: tuple(x.float() if x.is_floating_point() else x for x in a))
-            for m in learn.model.modules(): m.half = lambda *a: m
         else: continue
         done.append(key)
     return done

@@ -103,3 +103,21 @@ def test_the_flight_recorder_keeps_the_last_iterations_and_wakes_the_rest():
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match='not a rule'): DiagnosisCallback(stop_on='explosion')
     with pytest.raises(ValueError, match='keep'):       DiagnosisCallback(keep=0)
+
+# --- advice tried ------------------------------------------------------------------------------------------------------
+def test_advice_is_tried_on_fresh_learners_and_withdrawn_if_it_does_not_help():
+    from fastgradstats.diagnosing import Report
+    from fastgradstats.verifying import verify
+    learn = make(std=.01, depth=8)
+    learn.fit(6, cbs=LayerStatsCallback(verbose=False))
+    weights = copy.deepcopy(learn.model.state_dict())
+    report  = learn.diagnose()
+    assert report.findings[0].rule in ('bad_init', 'vanishing', 'starved')
+    tried   = verify(learn, report, lambda: make(std=.01, depth=8))
+    assert 'without' in tried.trials[report.findings[0].rule] and 'withdrawn' not in repr(tried) and tried.findings[0].fix
+    bad     = report.findings[0]._replace(fix={'lr': 1e9})
+    tried   = verify(learn, Report(report.verdict, [bad], [], [], report.layers), lambda: make(std=.01, depth=8))
+    assert 'withdrawn' in repr(tried) and not tried.findings[0].fix and 'First try' not in tried.verdict
+    assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
+    from fastgradstats import diagnose
+    assert diagnose(learn, verify=True).trials
