@@ -20,7 +20,8 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 LEAVES    = dict(storing='', record='storing', kernels='', views='kernels', stats='views', probes='', thresholds='')
 TRAINING  = dict(planning='probes record stats views', gathering='probes record stats views', constant='',
                  processes='gathering probes',
-                 watching='gathering kernels planning probes processes views', data='')
+                 hooking='gathering probes processes views', stepping='gathering hooking kernels views',
+                 watching='gathering hooking planning probes stepping views', data='')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
                  evidence='reading thresholds', rules='answering evidence thresholds',
                  diagnosing='answering evidence record rules thresholds',
@@ -32,7 +33,7 @@ COATS     = dict(callbacks='constant diagnosing planning watching plots reportin
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
 LIGHT     = {'record', 'storing', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
-NO_FASTAI = {'watching', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes', 'kernels'}      # any PyTorch loop
+NO_FASTAI = {'watching', 'hooking', 'stepping', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes', 'kernels'}      # any PyTorch loop
 
 def imports(path):
     "(modules of ours, top-level packages of others) that a file imports, also inside its functions."
