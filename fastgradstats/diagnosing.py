@@ -189,7 +189,7 @@ def _verdict(r, findings, checked, skipped, table):
 
 def _past(f):
     if f.rule == 'starved': return f"it was starved until iteration {f.iters[1]}"
-    return f"{CAUSES.get(f.rule, f.rule)}{f' ({f.layer})' if f.layer else ''}, which did no harm so far"
+    return f"{CAUSES.get(f.rule, f.rule)}{f' ({f.layer})' if f.layer else ''}, in spite of which it learns"
 
 
 # --- the network and its layers --------------------------------------------------------------------------------------
