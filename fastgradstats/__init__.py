@@ -1,4 +1,5 @@
-"See inside a network while it trains: fastai Callbacks that record every layer, plots of the record, and what they mean."
+"""See inside a network while it trains: fastai Callbacks that record every layer, plots of the record, and what they
+mean."""
 from importlib import import_module
 
 __version__ = '0.1.0'

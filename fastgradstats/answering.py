@@ -15,16 +15,19 @@ ORDER    = ['yes', 'mostly yes', 'undecided', 'mostly no', 'no']
 def answer(c):
     "One paragraph on a Comparison."
     if len(c.runs) < 2: return f"Only {next(iter(c.runs))} was recorded: there is nothing to compare it with."
-    return ' '.join(p for p in (_lead(c), _who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c), _sick(c)) if p)
+    return ' '.join(p for p in (_lead(c), _who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c),
+                                _sick(c)) if p)
 
 
 def _lead(c):
     worse, better = c.order
-    if {c.state(worse, 'first'), c.state(better, 'last')} & {'non-finite', 'not measured'}: return "These runs do not tell."
+    if {c.state(worse, 'first'), c.state(better, 'last')} & {'non-finite', 'not measured'}:
+        return "These runs do not tell."
     return {(True, True):   "Not by themselves: both kinds of small gradient are seen here.",
             (False, True):  "Here they come with convergence only.",
             (True, False):  "Not here: only starved gradients are seen.",
-            (False, False): "These runs do not tell."}[c.state(worse, 'first') == 'starved', c.state(better, 'last') == 'converged']
+            (False, False): "These runs do not tell."}[
+                c.state(worse, 'first') == 'starved', c.state(better, 'last') == 'converged']
 
 def _who(c):
     worse, better = c.order
@@ -32,19 +35,23 @@ def _who(c):
     good = [c.middle(n, 'last', 'epochs', 'accuracy') for n in (better, worse)]
     both = [(x, y) for x, y in zip(*loss) if np.isfinite(x) and np.isfinite(y)]
     wins = sum(x < y for x, y in both)
-    ends = f"loss {num(c.middle(better, 'last', 'iters', 'loss'))} against {num(c.middle(worse, 'last', 'iters', 'loss'))}"
+    ends = (f"loss {num(c.middle(better, 'last', 'iters', 'loss'))} against "
+            f"{num(c.middle(worse, 'last', 'iters', 'loss'))}")
     if np.isfinite(good).all(): ends = f"accuracy {acc(good[0])} against {acc(good[1])}, {ends}"
     rest = f" of {len(c.runs)}, compared here with the worst, {worse}" if len(c.runs) > 2 else ''
-    if not both: return f"{better} ends the better net{rest}; the final losses cannot be compared, one net's is not finite in any seed."
-    if wins == len(both): return f"{better} ends the better net{rest}: {ends} (lower loss in {of(wins, len(both), 'seed')})."
-    return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} of {len(both)} "
-            f"seeds only; it is called the better one here{rest}.")
+    if not both: return (f"{better} ends the better net{rest}; the final losses cannot be compared, one net's is not "
+                         f"finite in any seed.")
+    if wins == len(both):
+        return f"{better} ends the better net{rest}: {ends} (lower loss in {of(wins, len(both), 'seed')})."
+    return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} "
+            f"of {len(both)} seeds only; it is called the better one here{rest}.")
 
 def _sooner(c):
     k = c.cells('first', 'norm')
-    if not k.n: return f"The norms of the weight gradients in iterations {c.span('first')} cannot be compared: not recorded, or not finite."
-    return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight gradients is "
-            f"{spread(k.ratio)} times the other's, {pairs(k)}.")
+    if not k.n: return (f"The norms of the weight gradients in iterations {c.span('first')} cannot be compared: not "
+                        f"recorded, or not finite.")
+    return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight "
+            f"gradients is {spread(k.ratio)} times the other's, {pairs(k)}.")
 
 def _later(c):
     cells  = {s: k for s in NAMES if (k := c.cells('last', s)).n}
@@ -55,15 +62,16 @@ def _later(c):
         if says not in groups: continue
         parts = []
         for s in groups[says]:
-            parts.append(f"the {NAMES[s]} ({'smaller in ' if first else ''}{cells[s].smaller} of {cells[s].n}{' pairs' if first else ''}"
+            parts.append(f"the {NAMES[s]} ({'smaller in ' if first else ''}{cells[s].smaller} of "
+                         f"{cells[s].n}{' pairs' if first else ''}"
                          + (f", {spread(cells[s].ratio)} times" if s == 'norm' else '') + ')')
             first = False
         clauses.append(f"{says} for {join(parts)}")
     text = f"Iterations {c.span('last')}: {'; '.join(clauses)}." if clauses else ''
     for (name, seed), it in c.dead.items():
         left  = ' and is left out of this' if clauses else ''
-        text += (f" {name} seed {seed} died at iteration {it}{left}: all its hidden gradients are exactly zero, at loss "
-                 f"{num(c.value(name, 'last', 'iters', 'loss')[seed])}.")
+        text += (f" {name} seed {seed} died at iteration {it}{left}: all its hidden gradients are exactly zero, at "
+                 f"loss {num(c.value(name, 'last', 'iters', 'loss')[seed])}.")
     if 'norm' in cells and SMALLER.get(cells['norm'].says):
         cross = c.crossover()
         fell  = cross[np.isfinite(cross)]
@@ -75,11 +83,12 @@ def _zeros(c, median):
     "Why the median may be the odd one out: where half of the elements are exactly zero, so is their median."
     if median is None or median.larger == 0: return ''
     worse, better = c.order
-    most = {n: max(((v, l) for l in c.layers if np.isfinite(v := c.middle(n, 'last', 'grad', 'frac_zero', l))), default=(0, ''))
+    most = {n: max(((v, l) for l in c.layers if np.isfinite(v := c.middle(n, 'last', 'grad', 'frac_zero', l))),
+                   default=(0, ''))
             for n in (worse, better)}
     if most[worse][0] < .2 or most[worse][0] <= most[better][0]: return ''
-    return (f" Exact zeros, up to {pct(most[worse][0])} of {worse}'s gradient in {most[worse][1]} and {pct(most[better][0])} of "
-            f"{better}'s, draw a median to zero.")
+    return (f" Exact zeros, up to {pct(most[worse][0])} of {worse}'s gradient in {most[worse][1]} and "
+            f"{pct(most[better][0])} of {better}'s, draw a median to zero.")
 
 def _per_loss(c):
     k = c.cells('whole', 'per_loss')
@@ -88,7 +97,8 @@ def _per_loss(c):
     if   now is None: order = 'is undecided'
     elif was is None: order = 'is clear'
     else:             order = 'stays' if was == now else 'is mostly reversed' if 'mostly' in k.says else 'is reversed'
-    return f"Per unit of loss the order {order}: norm / loss, averaged over the fit, is {spread(k.ratio)} times the other's, {pairs(k)}."
+    return (f"Per unit of loss the order {order}: norm / loss, averaged over the fit, is {spread(k.ratio)} times the "
+            f"other's, {pairs(k)}.")
 
 def _same_size(c):
     if c.layer is None or any(n[0] in c.order for n in c.nonfinite) and not c.cells('last', 'norm').n: return ''
@@ -98,10 +108,12 @@ def _same_size(c):
     words, es = [], []
     for name in (worse, better):
         _, it, norm, loss, e, gain = pair[name]
-        words.append(f"{num(norm)} in {name} at iteration {int(it)} (loss {num(loss)}, elasticity {num(e)}, gain {num(gain)})")
+        words.append(f"{num(norm)} in {name} at iteration {int(it)} (loss {num(loss)}, elasticity {num(e)}, gain "
+                     f"{num(gain)})")
         es.append(e)
     apart = max(es) / min(es) if min(es) > 0 else np.inf
-    tell  = f"elasticity tells them apart by a factor of {num(apart)}" if apart >= 10 else "elasticity does not tell them apart"
+    tell  = (f"elasticity tells them apart by a factor of {num(apart)}" if apart >= 10 else
+             "elasticity does not tell them apart")
     return f"An equal |g| of {c.layer} is found at both ends, {words[0]} and {words[1]}: {tell}."
 
 def _meaning(c):
@@ -111,11 +123,14 @@ def _meaning(c):
                          f"gain {num(c.middle(n, p, 'iters', 'gain'))}")
     begin, end = f"{worse} begins {a} ({show(worse, 'first')})", f"{better} ends {b} ({show(better, 'last')})"
     if a == 'starved' and b == 'converged':
-        return (f"What separates the two kinds is elasticity and gain: {begin}, its gradients small before anything is learned; {end}, "
-                f"its gradients small because its loss is.")
-    if b == 'converged': return f"Small gradients are the mark of a converged net here: {end}. Starvation is not seen: {begin}."
-    if a == 'starved':   return f"Small gradients are no sign of good training here: {begin}. Convergence is not seen: {end}."
-    return f"Small because starved against small because converged is not seen, so the question stays open: {begin}, {end}."
+        return (f"What separates the two kinds is elasticity and gain: {begin}, its gradients small before anything is "
+                f"learned; {end}, its gradients small because its loss is.")
+    if b == 'converged':
+        return f"Small gradients are the mark of a converged net here: {end}. Starvation is not seen: {begin}."
+    if a == 'starved':
+        return f"Small gradients are no sign of good training here: {begin}. Convergence is not seen: {end}."
+    return (f"Small because starved against small because converged is not seen, so the question stays open: {begin}, "
+            f"{end}.")
 
 def _sick(c):
     runs = [f"{name} seed {seed} from iteration {it}" for (name, seed), it in c.nonfinite.items()]
@@ -147,7 +162,8 @@ def spread(r):
     return low if low == high else f'{low} to {high}'
 
 def between(v):      return f'{v.min():.0f}' if v.min() == v.max() else f'{v.min():.0f} to {v.max():.0f}'
-def of(k, n, what):  return f"{'the one' if n == 1 else 'every' if k == n else f'{k} of {n}'} {what}{'s' if k != n else ''}"
+def of(k, n, what):
+    return f"{'the one' if n == 1 else 'every' if k == n else f'{k} of {n}'} {what}{'s' if k != n else ''}"
 def join(words):     return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1]
 
 def pairs(k):

@@ -1,8 +1,8 @@
 """The fastai callbacks: a thin coat over `watching.Watcher`.
 
 One callback has one order, but two gradients are wanted: at order 10.5 `before_step` reads the true gradient, between
-MixedPrecision (10), which has unscaled it, and GradientClip (11). What the optimizer consumes, and the weights before and
-after, are read around `Learner._step`, after every `before_step` of any order.
+MixedPrecision (10), which has unscaled it, and GradientClip (11). What the optimizer consumes, and the weights before
+and after, are read around `Learner._step`, after every `before_step` of any order.
 """
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from .watching import Watcher
 
 
 class _Life:
-    "What was recorded of one Learner, over all its fits and callbacks. Not kept on the Learner: it would be exported with it."
+    """What was recorded of one Learner, over all its fits and callbacks. Not kept on the Learner: it would be exported
+    with it."""
     def __init__(self):
         self.iter, self.fit, self.fit_start = 0, -1, 0
         self.watchers = []                                # in order of appearance
@@ -94,7 +95,8 @@ _around('_do_epoch_train')
 Learner.layer_stats = property(_layer_stats)
 
 def _diagnose(self, rules=ALL, *, verify=False):
-    "The Report of this Learner's record; `verify`: try the advice on a copy, for 50 iterations, and show before and after."
+    """The Report of this Learner's record; `verify`: try the advice on a copy, for 50 iterations, and show before and
+    after."""
     report = diagnose(self.layer_stats, rules)
     if not verify: return report
     from .verifying import verify as try_out
@@ -131,7 +133,7 @@ class LayerStatsCallback(Callback):
     _default_probes  = DEFAULTS
 
     def __init__(self,
-        grad=...,             # statistics of parameters' gradients: names, Statistic objects, functions; None: off; ...: default
+        grad=...,           # statistics of parameters' gradients: names, Statistics, functions; None: off; ...: default
         activation=...,       # of modules' outputs
         grad_output=...,      # of the gradients with respect to modules' outputs (default off)
         grad_used=...,        # of the gradients as the optimizer consumes them (default off)
@@ -177,7 +179,8 @@ class LayerStatsCallback(Callback):
                                                     f"learn.layer_stats, which outlives it")
         life = _LIVES.get(self.learn)
         w    = life and life.of.get(self)
-        if w is not None and w.log.elsewhere: raise ValueError('the record is kept by process 0; this is another process')
+        if w is not None and w.log.elsewhere:
+            raise ValueError('the record is kept by process 0; this is another process')
         if w is None or not w.log.rows and w.row is None:
             raise ValueError(f"{type(self).__name__} has recorded nothing yet: call learn.fit first")
         return w.record()
@@ -186,8 +189,8 @@ class LayerStatsCallback(Callback):
     def before_fit(self):
         if self._live.fitting: self._live.nested = True               # a validation or get_preds inside the fit
         same = [cb for cb in self.learn.cbs if type(cb) is type(self)]
-        if len(same) > 1: raise ValueError(f"{len(same)} {type(self).__name__} on one Learner: give the statistics to one of "
-                                           f"them and remove the others with learn.remove_cb")
+        if len(same) > 1: raise ValueError(f"{len(same)} {type(self).__name__} on one Learner: give the statistics to "
+                                           f"one of them and remove the others with learn.remove_cb")
 
     def _fit_begins(self, learn):
         if self.learn is not learn: self.learn = learn                # it has been given to another learner meanwhile
@@ -217,7 +220,7 @@ class LayerStatsCallback(Callback):
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
 
-    # `self.learn.x`, not `self.x`: an attribute that the callback lacks is looked for in the learner and then in the model
+    # `self.learn.x`, not `self.x`: what the callback lacks is looked for in the learner and then in the model
     def before_batch(self):
         live = self._live
         w    = live.watcher
@@ -279,7 +282,7 @@ class LayerStatsCallback(Callback):
     def after_fit(self):
         live = self._live
         if live.fitting: live.nested = False; return                  # of a validation inside the fit
-        if live.new or live.constant is None: return                  # nothing was trained: validate, get_preds, summary
+        if live.new or live.constant is None: return                 # nothing was trained: validate, get_preds, summary
         live.constant = None
         if self.layer_verbose and live.last.log.rows and not live.last.log.elsewhere: _tell(self.learn)
 
@@ -297,7 +300,7 @@ class LayerStatsCallback(Callback):
         log  = rec.__dict__.get('log') if rec is not None else None
         if not log: return
         names = [n for n in rec.metric_names[1:] if n != 'time']
-        vals  = list(log[1:])[-len(names):]                           # a validation inside the epoch has added to its front
+        vals  = list(log[1:])[-len(names):]                       # a validation inside the epoch has added to its front
         if vals: live.last.log.epochs.append(dict(fit=live.fit, epoch=live.epoch,
                                                   **{n: _number(v) for n, v in zip(names, vals)}))
 
@@ -329,13 +332,15 @@ class ActivationHistCallback(LayerStatsCallback):
     def layer_stats(self, idx):
         "Mean, std and share near zero of activation `idx` over the measured iterations.  # three (iter,)"
         k = self._column(idx)
-        return [v[~np.isnan(v)] for v in (self.record['activation', s][:, k] for s in ('mean', 'std', 'frac_near_zero'))]
+        return [v[~np.isnan(v)]
+                for v in (self.record['activation', s][:, k] for s in ('mean', 'std', 'frac_near_zero'))]
     def hist(self, idx, bins=40, low=0., high=10.):
-        "log1p counts of activation `idx` in equal bins, in time, as fastai's ActivationStats gives them.  # (bin, window)"
+        """log1p counts of activation `idx` in equal bins, in time, as fastai's ActivationStats gives them.  # (bin,
+        window)"""
         rec    = self.record
         counts = np.nan_to_num(rec['activation', 'hist'][:, self._column(idx)])
         edges  = np.linspace(low, high, bins + 1)
-        lo, hi = rec.bins.edges[:-1], rec.bins.edges[1:]             # of bins 1..387; what straddles an edge is shared out
+        lo, hi = rec.bins.edges[:-1], rec.bins.edges[1:]          # of bins 1..387; what straddles an edge is shared out
         over   = np.clip(np.minimum(hi, edges[1:, None]) - np.maximum(lo, edges[:-1, None]), 0, None) / (hi - lo)
         zero   = (lo < 0) & (hi > 0)                                 # the bin of zero is a point, not a range
         over[:, zero] = ((edges[:-1] <= 0) & (edges[1:] > 0))[:, None]

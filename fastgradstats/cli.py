@@ -20,7 +20,8 @@ def _version(show):
         raise typer.Exit()
 
 @app.callback()
-def _options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True, help="Print the version.")] = False):
+def _options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True,
+                                                   help="Print the version.")] = False):
     pass
 
 
@@ -30,18 +31,19 @@ def lesson10(
     iters: Annotated[int,   typer.Option(help="Iterations of a run; the epoch they end in is finished.")] = 400,
     lr:    Annotated[float, typer.Option(help="Learning rate.")] = .9,
     bs:    Annotated[int,   typer.Option(help="Batch size; the last incomplete batch of an epoch is dropped.")] = 512,
-    data:  Annotated[str,   typer.Option(help="'digits': 5,000 real digits, offline. 'mnist': the full set, downloaded. Or a folder "
-                                              "of IDX files.")] = 'digits',
+    data:  Annotated[str,   typer.Option(help="'digits': 5,000 real digits, offline. 'mnist': the full set, "
+                                              "downloaded. Or a folder of IDX files.")] = 'digits',
     out:   Annotated[str,   typer.Option(help="Folder for records, figures and the CSV.")] = 'lesson10-out',
     every: Annotated[int,   typer.Option(help="Record every so many iterations.")] = 1,
 ):
-    """Are vanishing gradients a sign of good training? Trains the Lesson 10 net twice, as PyTorch initialises it with ReLU and
-    Kaiming-initialised with GeneralReLU, records every layer on every iteration, and answers from the numbers."""
+    """Are vanishing gradients a sign of good training? Trains the Lesson 10 net twice, as PyTorch initialises it with
+    ReLU and Kaiming-initialised with GeneralReLU, records every layer on every iteration, and answers from the
+    numbers."""
     _check(seeds=seeds, iters=iters, bs=bs, every=every)
     if not 0 < lr < float('inf'): raise ValueError(f"--lr must be a positive number, got {lr:g}")
     if data not in ('digits', 'mnist') and not os.path.isdir(data):
-        raise ValueError(f"--data {data!r} is neither 'digits' (the default, offline), 'mnist' (downloads the full set) nor a folder "
-                         f"of IDX files")
+        raise ValueError(f"--data {data!r} is neither 'digits' (the default, offline), 'mnist' (downloads the full "
+                         f"set) nor a folder of IDX files")
     os.environ.setdefault('MPLBACKEND', 'Agg')
     warnings.filterwarnings('ignore', category=FutureWarning)              # torch's and fastai's own, on import
     warnings.filterwarnings('ignore', category=DeprecationWarning)
@@ -77,11 +79,12 @@ def _check(**numbers):
 
 
 def main(args=None):
-    "Exit status 0; 1 on a critical finding; 2 with one sentence on stderr for what the user can put right; 130 after Ctrl-C."
+    """Exit status 0; 1 on a critical finding; 2 with one sentence on stderr for what the user can put right; 130 after
+    Ctrl-C."""
     try: status = app(args, standalone_mode=False, prog_name='fastgradstats') or 0
     except KeyboardInterrupt: status = 130
     except (ValueError, OSError) as e: status = _say(e)
-    except Exception as e:                            # typer's usage errors; newer typers carry their own copy of click's classes
+    except Exception as e:                  # typer's usage errors; newer typers carry their own copy of click's classes
         if type(e).__name__ == 'Abort':              status = 130
         elif type(e).__name__ == 'NoArgsIsHelpError': status = 2
         elif hasattr(e, 'format_message'):           status = _say(e.format_message())

@@ -15,14 +15,15 @@ import numpy as np
 import pandas as pd
 
 from .answering import acc, answer, cell, num, pct
-from .reading import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments, phase_values,
+from .reading import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments,
+                      phase_values,
                       weights, window_spans)
 from .record import RESERVED, Record
 from .thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
 from .thresholds import STARVED as STARVED_E
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
-COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette, as all plots
+COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette
 
 
 class Cells(NamedTuple):
@@ -43,7 +44,7 @@ class Cells(NamedTuple):
 
 
 def compare(
-    runs,                         # {name: Record, or a list of Records of several seeds}; n-th with n-th: the same batches
+    runs,                         # {name: Record, or a list of Records of several seeds}; n-th with n-th: same batches
     first=FIRST,                  # the first phase: so many iterations
     last=LAST,                    # the last phase: so many iterations
     upto=None,                    # compare only so many iterations (when a run was interrupted)
@@ -54,16 +55,18 @@ def compare(
 
 
 class Comparison:
-    "What `compare` returns: `.table` (DataFrame), `.verdict` (text), `.plot()` (figure); shown, a short table and the verdict."
+    """What `compare` returns: `.table` (DataFrame), `.verdict` (text), `.plot()` (figure); shown, a short table and the
+    verdict."""
 
     def __init__(self, runs, first=FIRST, last=LAST, upto=None, layer=None):
         if not isinstance(runs, Mapping) or not runs:
-            raise TypeError(f"compare takes a mapping {{name: Record or list of Records}}, for example compare({{'a': rec_a, "
-                            f"'b': [rec_b0, rec_b1]}}); got {type(runs).__name__}{'' if runs else ', empty'}")
+            raise TypeError(f"compare takes a mapping {{name: Record or list of Records}}, for example compare({{'a': "
+                            f"rec_a, 'b': [rec_b0, rec_b1]}}); got {type(runs).__name__}{'' if runs else ', empty'}")
         self.runs = {str(name): [r] if isinstance(r, Record) else list(r) for name, r in runs.items()}
         for name, recs in self.runs.items():
             wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
-            if wrong:    raise TypeError(f"{name!r}: expected Records, got {wrong[0]}; read a file with Record.load(path)")
+            if wrong:
+                raise TypeError(f"{name!r}: expected Records, got {wrong[0]}; read a file with Record.load(path)")
             if not recs: raise ValueError(f"{name!r} has no records")
             if any(len(r) == 0 for r in recs): raise ValueError(f"a record of {name!r} has no iterations")
         for what, n in dict(first=first, last=last, upto=1 if upto is None else upto).items():
@@ -74,12 +77,15 @@ class Comparison:
         self.layer   = layer or (common[1] if len(common) > 1 else common[0] if common else None)
         self.deepest = (common[-2] if len(common) > 2 else self.layer)        # the last hidden layer with weights
         if layer is not None and layer not in common:
-            raise ValueError(f"layer {layer!r} is not a weight recorded in every net; those are: {', '.join(common) or 'none'}")
+            raise ValueError(f"layer {layer!r} is not a weight recorded in every net; those are: "
+                             f"{', '.join(common) or 'none'}")
         parts = []
         for name, recs in self.runs.items():
-            for seed, rec in enumerate(recs): parts.append(phase_values(rec, self._phases(rec)).assign(model=name, seed=seed))
+            for seed, rec in enumerate(recs):
+                parts.append(phase_values(rec, self._phases(rec)).assign(model=name, seed=seed))
         self.values = pd.concat(parts, ignore_index=True)                     # tidy, one line per value and seed
-        self._index = self.values.set_index(['model', 'phase', 'probe', 'statistic', 'layer', 'seed']).value.sort_index()
+        self._index = self.values.set_index(['model', 'phase', 'probe', 'statistic', 'layer',
+                                             'seed']).value.sort_index()
 
     def _common_layers(self):
         recs = [r for rs in self.runs.values() for r in rs]
@@ -108,9 +114,10 @@ class Comparison:
     # --- numbers -----------------------------------------------------------------------------------------------------
     @cached_property
     def table(self):
-        """DataFrame: model, phase, probe, statistic, layer; median, min and max over the seeds, and how many seeds have it.
-        A seed's value in the phases 'first' and 'last' is the median over their iterations, in 'whole' the mean over all.
-        Statistics of windows take the first and the last window; validation numbers those of the first and last epoch."""
+        """DataFrame: model, phase, probe, statistic, layer; median, min and max over the seeds, and how many seeds have
+        it. A seed's value in the phases 'first' and 'last' is the median over their iterations, in 'whole' the mean
+        over all. Statistics of windows take the first and the last window; validation numbers those of the first and
+        last epoch."""
         keys = ['model', 'phase', 'probe', 'statistic', 'layer']
         good = self.values.assign(value=self.values.value.where(np.isfinite(self.values.value)))
         out  = good.groupby(keys, sort=False).value.agg(['median', 'min', 'max', 'count']).reset_index()
@@ -150,12 +157,14 @@ class Comparison:
                 seen = self._phases(rec)['whole'] & ~np.isnan(g).all(axis=1)
                 live = np.nonzero((g[seen] != 0).any(axis=1))[0]
                 n    = count(rec)[seen]
-                if len(n) and (not len(live) or live[-1] < len(n) - 1): out[name, seed] = int(n[live[-1] + 1 if len(live) else 0])
+                if len(n) and (not len(live) or live[-1] < len(n) - 1):
+                    out[name, seed] = int(n[live[-1] + 1 if len(live) else 0])
         return out
 
     @cached_property
     def order(self):
-        "(worse, better) of the names: by final accuracy where it was measured, else by final loss (medians over seeds)."
+        """(worse, better) of the names: by final accuracy where it was measured, else by final loss (medians over
+        seeds)."""
         def rank(name):
             acc, loss = self.middle(name, 'last', 'epochs', 'accuracy'), self.middle(name, 'last', 'iters', 'loss')
             sick      = sum(n == name for n, _ in self.nonfinite) / len(self.runs[name])
@@ -164,8 +173,8 @@ class Comparison:
         return names[-1], names[0]
 
     def cells(self, phase, statistic, probe='grad'):
-        """`Cells` of the better net against the worse, over the layers with weights and the seeds that both have; in the last
-        phase without the seeds in which one has died."""
+        """`Cells` of the better net against the worse, over the layers with weights and the seeds that both have; in
+        the last phase without the seeds in which one has died."""
         worse, better = self.order
         ratio = {}
         for layer in self.layers:
@@ -174,15 +183,15 @@ class Comparison:
             for seed, (x, y) in enumerate(zip(a, b)):
                 if not (np.isfinite(x) and np.isfinite(y)) or (x == 0 and y == 0): continue
                 if phase == 'last' and ((worse, seed) in self.dead or (better, seed) in self.dead): continue
-                # below rounding error of the elements it is no signal: the rows of a softmax's gradient sum to 0 by algebra
+                # below rounding error of the elements it is no signal: rows of a softmax's gradient sum to 0 by algebra
                 if statistic == '|mean|' and all(len(s) and v < 1e-5 * s[seed] for v, s in zip((x, y), size)): continue
                 ratio[seed, layer] = y / x if x else np.inf
         ratio = pd.Series(ratio, dtype=float)
         return Cells(ratio, int((ratio < 1).sum()), int((ratio > 1).sum()), len(ratio))
 
     def crossover(self, statistic='norm', stay=20, smooth=9):
-        """A number a seed: the iteration from which on the better net's statistic (smoothed, median of the layers) stays
-        below the worse one's for `stay` iterations; infinite where it never does."""
+        """A number a seed: the iteration from which on the better net's statistic (smoothed, median of the layers)
+        stays below the worse one's for `stay` iterations; infinite where it never does."""
         worse, better = self.order
         out = []
         for a, b in zip(self.runs[worse], self.runs[better]):
@@ -193,23 +202,26 @@ class Comparison:
             if self.upto is not None: gap = gap[gap.index < self.upto]
             below = gap.rolling(smooth, center=True, min_periods=1).median() < 0
             n     = below.index.to_numpy()
-            ok    = [i for i in range(len(n)) if n[-1] - n[i] >= stay - 1 and below.to_numpy()[(n >= n[i]) & (n < n[i] + stay)].all()]
+            ok    = [i for i in range(len(n)) if n[-1] - n[i] >= stay - 1
+                     and below.to_numpy()[(n >= n[i]) & (n < n[i] + stay)].all()]
             out.append(float(n[ok[0]]) if ok else np.inf)
         return np.array(out)
 
     def state(self, name, phase):
-        "'starved', 'converged', 'learning', 'dead', 'non-finite' or 'not measured': medians over the seeds, see STARVED_E."
+        """'starved', 'converged', 'learning', 'dead', 'non-finite' or 'not measured': medians over the seeds, see
+        STARVED_E."""
         e, loss = self.middle(name, phase, 'grad', 'elasticity', MEDIAN), self.middle(name, phase, 'iters', 'loss')
         gain, const = (self.middle(name, phase, 'iters', s) for s in ('gain', 'loss_constant'))
         if not np.isfinite(loss): return 'non-finite'
         if phase == 'last' and sum(n == name for n, _ in self.dead) > len(self.runs[name]) / 2: return 'dead'
-        start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name] if np.isfinite(r.iters.loss[0])])
+        start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name]
+                             if np.isfinite(r.iters.loss[0])])
         if not np.isfinite(e):    return 'not measured'
         return _state(e, loss, start, gain, const)
 
     def twins(self):
-        """Two moments, early in the worse net and late in the better, with the most equal gradient norm of `layer`: a dict
-        name -> (seed, iteration, norm, loss, elasticity, gain), or None if no two are within a quarter."""
+        """Two moments, early in the worse net and late in the better, with the most equal gradient norm of `layer`: a
+        dict name -> (seed, iteration, norm, loss, elasticity, gain), or None if no two are within a quarter."""
         worse, better = self.order
         best = None
         for seed, (a, b) in enumerate(zip(self.runs[worse], self.runs[better])):
@@ -238,7 +250,8 @@ class Comparison:
                   ("elasticity, median of the weights", 'grad', 'elasticity', MEDIAN, num, iters),
                   (f"exact zeros in the {deep} gradient", 'grad', 'frac_zero', deep, pct, iters),
                   ("zero activations, median of the layers", 'activation', 'frac_zero', MEDIAN, pct, iters),
-                  ("dead units, of all, over a window", 'activation', 'frac_dead', ALL_UNITS, pct, self._ends(window_spans)),
+                  ("dead units, of all, over a window",
+                   'activation', 'frac_dead', ALL_UNITS, pct, self._ends(window_spans)),
                   ("validation accuracy after an epoch", 'epochs', 'accuracy', '', acc, self._ends(epoch_names))]
         out = []
         for title, probe, stat, at, fmt, when in rows:
@@ -261,22 +274,28 @@ class Comparison:
         seeds = max(len(r) for r in self.runs.values())
         lines = [f"Comparison of {', '.join(names)}: median [min, max] over {seeds} seed{'s' * (seeds != 1)}",
                  f"{'':<{wide[0]}}  {'iters':<{wide[1]}}  " + '  '.join(f'{n:<{w}}' for n, w in cols.items())]
-        lines += [f"{q:<{wide[0]}}  {it:<{wide[1]}}  " + '  '.join(f'{v[n]:<{w}}' for n, w in cols.items()) for q, it, v in rows]
+        lines += [f"{q:<{wide[0]}}  {it:<{wide[1]}}  " + '  '.join(f'{v[n]:<{w}}' for n, w in cols.items())
+                  for q, it, v in rows]
         return '\n'.join(l.rstrip() for l in lines) + '\n\n' + self.verdict
 
     # --- the figure --------------------------------------------------------------------------------------------------
     def plot(self):
-        "Side by side: small multiples, a colour per net, the seeds as thin lines and their smoothed median bold. The figure."
+        """Side by side: small multiples, a colour per net, the seeds as thin lines and their smoothed median bold. The
+        figure."""
         import matplotlib.pyplot as plt
         deep_act = self._deep_activation()
         panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
                   ("validation accuracy", accuracy_line, 'linear', None),
                   (f"|g|, L2 norm, of {self.layer}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
-                  ("elasticity |g| |w| / loss, median of the weights", lambda r: line(r, 'grad', 'elasticity', None), 'log',
+                  ("elasticity |g| |w| / loss, median of the weights",
+                   lambda r: line(r, 'grad', 'elasticity', None), 'log',
                    (STARVED_E, 'starved below')),
-                  (f"update ratio |update| / |weight|, {self.layer}", lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
-                  (f"median of |g|, {self.deepest}", lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
-                  (f"exact zeros in the activations, {deep_act}", lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
+                  (f"update ratio |update| / |weight|, {self.layer}",
+                   lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
+                  (f"median of |g|, {self.deepest}",
+                   lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
+                  (f"exact zeros in the activations, {deep_act}",
+                   lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
                   (f"dead units by windows, {deep_act}", lambda r: dead_line(r, deep_act), 'share', None)]
         fig, axs = plt.subplots(2, 4, figsize=(16, 7.4), layout='constrained', sharex=True)
         colors   = dict(zip(self.runs, COLORS * len(self.runs)))
@@ -288,15 +307,18 @@ class Comparison:
             for ax in axs.flat: ax.axvspan(n[0] - .5, n[-1] + .5, color='.92', lw=0, zorder=0)
         handles = [plt.Line2D([], [], color=c, lw=2.4) for c in colors.values()]
         seeds   = max(len(r) for r in self.runs.values())
-        fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()], ncols=len(colors),
+        fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()],
+                   ncols=len(colors),
                    loc='outside upper left', frameon=False, fontsize=11)
-        note = 'thin: a seed; bold: their median, smoothed over 9 iterations' if seeds > 1 else 'bold: smoothed over 9 iterations'
+        note = ('thin: a seed; bold: their median, smoothed over 9 iterations' if seeds > 1 else
+                'bold: smoothed over 9 iterations')
         note = f"{note}; grey: the first and last iterations, compared in the table"
         fig.text(.995, .99, note, ha='right', va='top', fontsize=9, color='.35')
         return fig
 
     def _panel(self, ax, title, read, scale, mark, colors):
-        lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()] for n, recs in self.runs.items()}
+        lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()]
+                 for n, recs in self.runs.items()}
         if self.upto is not None: lines = {n: [s[s.index < self.upto] for s in ss] for n, ss in lines.items()}
         ax.set_title(title, fontsize=10, loc='left')
         ax.spines[['top', 'right']].set_visible(False)
@@ -323,26 +345,30 @@ class Comparison:
             from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
             plain = LogFormatterSciNotation()
             plain.set_axis(ax.yaxis)
-            ax.yaxis.set_major_formatter(FuncFormatter(lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else plain(v, i)))
+            ax.yaxis.set_major_formatter(FuncFormatter(
+                lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else plain(v, i)))
             ax.axhline(floor, color='.8', lw=.8, zorder=0)
         if scale == 'share':
             ax.set_ylim(-.02, 1.02)
             ax.yaxis.set_major_formatter(lambda v, i: f'{100 * v:.0f} %')
         if mark is not None:
             ax.axhline(mark[0], color='.3', lw=.9, ls=':')
-            ax.text(.99, mark[0], f' {mark[1]} {mark[0]:g}', transform=ax.get_yaxis_transform(), ha='right', va='bottom', fontsize=8,
+            ax.text(.99, mark[0], f' {mark[1]} {mark[0]:g}', transform=ax.get_yaxis_transform(), ha='right',
+                    va='bottom', fontsize=8,
                     color='.3')
 
     def _deep_activation(self):
         "The activation layer nearest to the output that every net has, else None."
-        names = [list(r.layers['activation'].layer) if 'activation' in r.layers else [] for rs in self.runs.values() for r in rs]
+        names = [list(r.layers['activation'].layer) if 'activation' in r.layers else []
+                 for rs in self.runs.values() for r in rs]
         both  = [l for l in names[0] if all(l in o for o in names)]
         return both[-1] if both else None
 
     # --- everything, for other programs ------------------------------------------------------------------------------
     def frame(self, most=300_000):
-        """Tidy DataFrame of all that was recorded but the histograms: model, seed, iter, loss, gain, probe, layer, a column
-        per statistic. Beyond `most` lines only every 2nd, 3rd ... iteration is kept; the lines of windows always are."""
+        """Tidy DataFrame of all that was recorded but the histograms: model, seed, iter, loss, gain, probe, layer, a
+        column per statistic. Beyond `most` lines only every 2nd, 3rd ... iteration is kept; the lines of windows always
+        are."""
         parts = []
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):

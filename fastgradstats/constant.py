@@ -11,8 +11,8 @@ import torch
 
 
 class ConstantAnswer:
-    """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a loss
-    that draws random numbers or that changes a buffer is found out at its first use."""
+    """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a
+    loss that draws random numbers or that changes a buffer is found out at its first use."""
     def __init__(self, watcher): self.watcher, self.off, self.guard = watcher, False, None
 
     def _give_up(self, why):
@@ -54,7 +54,8 @@ class ConstantAnswer:
 
 def _state_of(loss_func):
     "The tensors, numbers and plain containers that a loss function keeps, with copies of them."
-    parts = [loss_func, getattr(loss_func, 'func', None), getattr(loss_func, '__self__', None), getattr(loss_func, 'crit', None)]
+    parts = [loss_func, getattr(loss_func, 'func', None), getattr(loss_func, '__self__', None),
+             getattr(loss_func, 'crit', None)]
     parts = [m for o in parts for m in (o.modules() if isinstance(o, torch.nn.Module) else [o])]
     found = []
     for o in parts:
@@ -63,7 +64,8 @@ def _state_of(loss_func):
             for k, v in d.items():
                 if isinstance(v, torch.Tensor): found.append((d, k, v, v.detach().clone()))
                 elif isinstance(v, (int, float, complex, str)) or v is None: found.append((d, k, v, v))
-                elif isinstance(v, (list, set, collections.deque)) and k not in ('_buffers', '_parameters') and not k.startswith('_'):
+                elif (isinstance(v, (list, set, collections.deque)) and k not in ('_buffers', '_parameters')
+                      and not k.startswith('_')):
                     found.append((d, k, v, copy.copy(v)))
     return found
 

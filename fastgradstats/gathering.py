@@ -1,7 +1,7 @@
 """Gathering: the rows of a run, from captured numbers to the columns of a Record.
 
-What was captured stays where it is until `flush` brings 50 rows to the host in one copy; there the statistics are merged and
-finished, histograms and the life table of the units are kept by windows.
+What was captured stays where it is until `flush` brings 50 rows to the host in one copy; there the statistics are
+merged and finished, histograms and the life table of the units are kept by windows.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .stats import unit_states
 from .views import BIN_EDGES, BIN_LABELS, N_BINS
 
 FLUSH      = 50                   # rows between two copies from the device to the host
-MIN_WINDOW = 20                   # rows a window of the life table has at least: single batches overstate death 3 to 5 times
+MIN_WINDOW = 20                 # rows a window of the life table has at least: single batches overstate death 3-5 times
 
 
 class Part:
@@ -93,7 +93,7 @@ class Gathering:
         self.meta     = {}
         self.ignored  = {}                        # name -> why it is not observed
         self.told     = set()
-        self.spare_won = None                     # whether the sites are those for models without nonlinearities; not known yet
+        self.spare_won = None             # whether the sites are those for models without nonlinearities; not known yet
         self.widths   = {}                        # of the partial results of a user's statistics
         self._where, self._cache = {}, None
         self.processes = None                     # those that train together, or None
@@ -175,13 +175,15 @@ class Gathering:
         self.chunks.append(self._reduce(rows))
         if merged: return
         self.alone = _epochs(rows, self.alone)
-        if why: self.tell(f'alone {self.alone[-1]}', f"the rows of epoch {self.alone[-1][1]} are those of process 0 alone: {why}")
+        if why: self.tell(f'alone {self.alone[-1]}', f"the rows of epoch {self.alone[-1][1]} are those of process 0 "
+                                                     f"alone: {why}")
 
     def _reduce(self, rows):
         "(DataFrame of iters, {key: (row, layer)}) of rows on the host."
         n      = len(rows)
         sizes  = {p: self.n_layers(p) for p in self.plan.stats}
-        values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32) for p, ss in self.plan.scalars.items() for s in ss}
+        values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32)
+                  for p, ss in self.plan.scalars.items() for s in ss}
         iters  = {c: [] for c in ITER_COLS}
         groups = {}
         for k, r in enumerate(rows):
@@ -191,7 +193,8 @@ class Gathering:
             w    = bs / bs.sum() if bs.sum() > 0 else np.full(m, 1 / m)
             fit, epoch, t = r.about
             line = (r.parts[-1].last, fit, epoch, int(bs.sum()), float(np.dot(w, r.flat[2:2 + m])),
-                    float(np.dot(w, r.flat[2 + m:2 + 2 * m])), r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0], r.flat[1] if r.stepped else math.nan,
+                    float(np.dot(w, r.flat[2 + m:2 + 2 * m])), r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
+                    r.flat[1] if r.stepped else math.nan,
                     r.stepped, r.measured, r.n_accum, t)
             for c, v in zip(iters, line): iters[c].append(v)
         for (sig, m), which in groups.items():
@@ -317,7 +320,8 @@ class Gathering:
             windows[key] = pd.DataFrame(dict(first_iter=w.first, last_iter=w.last), dtype='int64')
         if self.plan.units: self._build_units(values, windows, units, orders['activation'])
         epochs = pd.DataFrame(self.epochs)
-        return Record(iters, values, {p: self._table(p).iloc[orders[p]].reset_index(drop=True) for p in self.plan.stats},
+        return Record(iters, values,
+                      {p: self._table(p).iloc[orders[p]].reset_index(drop=True) for p in self.plan.stats},
                       windows, units, epochs, Bins(BIN_EDGES, BIN_LABELS), self._meta(cost))
 
     def _stack(self, arrays, order):
@@ -334,7 +338,7 @@ class Gathering:
         wins = list(self.closed)
         if self.now_rows:
             if self.now_rows >= MIN_WINDOW or not wins: wins.append((*self.now_iters, self.now_rows, self.now))
-            else:                                                # a short tail overstates death: it joins the last window
+            else:                                              # a short tail overstates death: it joins the last window
                 first, _, n, by = wins[-1]
                 merged = dict(by)
                 for s in self.plan.units:
@@ -368,7 +372,8 @@ class Gathering:
 
     def _table(self, probe):
         if probe in PARAMETERS:
-            return pd.DataFrame([{k: p[k] for k in ('layer', 'module', 'type', 'shape', 'numel')} for p in self.param_list],
+            return pd.DataFrame([{k: p[k] for k in ('layer', 'module', 'type', 'shape', 'numel')}
+                                 for p in self.param_list],
                                 columns=['layer', 'module', 'type', 'shape', 'numel'])
         if probe in OUTPUTS:
             return pd.DataFrame([dict(layer=n, module=s['name'], type=s['type'], shape=s['shape'], numel=s['numel'])

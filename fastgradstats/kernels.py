@@ -1,8 +1,8 @@
 """What the CPU reads in one pass over the memory, in loops that Numba compiles.
 
 torch and NumPy go over a tensor once for each statistic, and reading memory is what a statistic of a large activation
-costs: sum, squares and extremes together take 0.2 ns an element here, apart 0.9. A NaN or an overflow is not handled here
-but shows in the sums, which are then not finite; the caller takes the careful way.
+costs: sum, squares and extremes together take 0.2 ns an element here, apart 0.9. A NaN or an overflow is not handled
+here but shows in the sums, which are then not finite; the caller takes the careful way.
 """
 import numpy as np
 from numba import njit
@@ -22,7 +22,7 @@ def compiled(**options):
 
 
 @compiled(fastmath=LOOSE)
-def moments(x, lo, hi, sample, stride):             # x: (row, column); lo, hi: (column,), sample: (n,), all three written
+def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,), sample: (n,), all written
     """Sum and sum of squares of all; least and greatest of each column; and, as long as a row is in the cache, every
     stride-th element in the order of the rows, until `sample` is full."""
     total = squares = 0.
@@ -48,8 +48,8 @@ def moments(x, lo, hi, sample, stride):             # x: (row, column); lo, hi: 
 
 @compiled()
 def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float32; hist: (bin,), written
-    """Counts by the top 11 bits, in four tables in turn, since many zeros in a row would wait for one another; and how many
-    are zero, how many have magnitude bits below `near`, how many are not finite."""
+    """Counts by the top 11 bits, in four tables in turn, since many zeros in a row would wait for one another; and how
+    many are zero, how many have magnitude bits below `near`, how many are not finite."""
     raw = np.zeros((4, 2048), np.int32)
     n   = len(bits) // 4 * 4
     for i in range(0, n, 4):
@@ -71,9 +71,10 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
 
 @compiled()
 def site(x, stride, sample, near, bin_of_pattern, hist, lo, hi):
-    """All that is read of an activation. x: (row, column), its columns (repeat, unit, rest) by the shapes of `lo` and `hi`
-    (repeat, unit, rest), which are written as scratch, their first (0, :, 0) being the extremes of the units; hist: (bin,),
-    sample: (n,) or empty where all is read, both written. Returns sum, squares, least, greatest and what `tally` returns."""
+    """All that is read of an activation. x: (row, column), its columns (repeat, unit, rest) by the shapes of `lo` and
+    `hi` (repeat, unit, rest), which are written as scratch, their first (0, :, 0) being the extremes of the units;
+    hist: (bin,), sample: (n,) or empty where all is read, both written. Returns sum, squares, least, greatest and what
+    `tally` returns."""
     total, squares = moments(x, lo.reshape(-1), hi.reshape(-1), sample, stride)
     bits = x.reshape(-1).view(np.int32) if stride == 1 else sample.view(np.int32)
     zeros, close, bad = tally(bits, near, bin_of_pattern, hist)
@@ -150,7 +151,8 @@ def small(x, ends, wide, near, bin_of_pattern, out, middle, hist):
         middle[t, 1] = np.int64(b)
         of_mean = total * total / n
         careful = bad > 0 or squares - of_mean < of_mean / 100 or squares == 0 and (lo != 0 or hi != 0)
-        out[t, 0], out[t, 1], out[t, 2], out[t, 3] = -1 if careful else n, total, np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
+        out[t, 0], out[t, 1] = -1 if careful else n, total
+        out[t, 2], out[t, 3] = np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
         out[t, 4], out[t, 5], out[t, 6], out[t, 7], out[t, 8], out[t, 9] = lo, hi, mags, zeros, close, bad
         if wide[t]: tally(marks, near, bin_of_pattern, hist[t])
         start = ends[t]

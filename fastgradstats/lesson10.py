@@ -1,7 +1,8 @@
 """The experiment of the Lesson 10 thread: "Are vanishing gradients a sign of good training?"
 
-The net of fastai's course v3 (2019), lesson 10, trained twice on the same batches: as PyTorch initialises it, with ReLU,
-and Kaiming-initialised with GeneralReLU. Everything is recorded; table, figures and answer come from the records alone.
+The net of fastai's course v3 (2019), lesson 10, trained twice on the same batches: as PyTorch initialises it, with
+ReLU, and Kaiming-initialised with GeneralReLU. Everything is recorded; table, figures and answer come from the records
+alone.
 """
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ LEAK, SUB, MAXV = .1, .4, 6.
 
 # --- the nets --------------------------------------------------------------------------------------------------------
 class GeneralRelu(nn.Module):
-    "ReLU that leaks, is shifted down by `sub` and cut off at `maxv` (fastai course v3, lesson 10). Changes no input in place."
+    """ReLU that leaks, is shifted down by `sub` and cut off at `maxv` (fastai course v3, lesson 10). Changes no input
+    in place."""
     def __init__(self, leak=None, sub=None, maxv=None):
         super().__init__()
         self.leak, self.sub, self.maxv = leak, sub, maxv
@@ -87,7 +89,8 @@ def learner(net, data, seed=0, bs=512, lr=.9):
     "Learner of one of `NETS`: plain SGD, batches and initial weights from the seed alone."
     set_seed(seed)
     model = NETS[net]()
-    return Learner(datasets.dataloaders(data, bs, seed), model, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=lr, wd=0.,
+    return Learner(datasets.dataloaders(data, bs, seed), model, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=lr,
+                   wd=0.,
                    moms=(0., 0., 0.), metrics=accuracy)
 
 def run(
@@ -106,9 +109,9 @@ def run(
     data   = datasets.load(data)
     its    = len(datasets.dataloaders(data, bs).train)
     epochs = -(-iters // its)
-    console.print(f"{data.name}: {len(data.x_train):,} images to train, {len(data.x_valid):,} to validate. {len(NETS)} nets x {seeds} "
-                  f"seed{'s' * (seeds != 1)} x {epochs * its} iterations ({epochs} epochs of {its} batches of {bs}), plain SGD, "
-                  f"learning rate {lr:g}.")
+    console.print(f"{data.name}: {len(data.x_train):,} images to train, {len(data.x_valid):,} to validate. {len(NETS)} "
+                  f"nets x {seeds} seed{'s' * (seeds != 1)} x {epochs * its} iterations ({epochs} epochs of {its} "
+                  f"batches of {bs}), plain SGD, learning rate {lr:g}.")
     records, partial, files = {n: [] for n in NETS}, None, []
     with _Lines(console, seeds, epochs * its) as lines:
         for seed, net in ((s, n) for s in range(seeds) for n in NETS):
@@ -151,7 +154,8 @@ class _Lines:
     "A progress line per net on a terminal; elsewhere a printed line per finished run."
     def __init__(self, console, seeds, its):
         self.console, self.seeds, self.its = console, seeds, its
-        self.bar  = Progress(TextColumn('{task.description}'), BarColumn(bar_width=20), TextColumn('{task.fields[text]}'), console=console)
+        self.bar  = Progress(TextColumn('{task.description}'), BarColumn(bar_width=20),
+                             TextColumn('{task.fields[text]}'), console=console)
         self.task = {n: self.bar.add_task(f'{n:<{max(map(len, NETS))}}', total=seeds * its, text='') for n in NETS}
         self.spent, self.done = dict.fromkeys(NETS, 0.), dict.fromkeys(NETS, 0)
         self.live = console.is_terminal
@@ -162,7 +166,8 @@ class _Lines:
     def __exit__(self, *_):
         if self.live: self.bar.stop()
 
-    def start(self, net, seed): self.net, self.seed, self.loss, self.acc, self.t0 = net, seed, float('nan'), None, time.perf_counter()
+    def start(self, net, seed):
+        self.net, self.seed, self.loss, self.acc, self.t0 = net, seed, float('nan'), None, time.perf_counter()
 
     def step(self, loss):
         now = time.perf_counter()
@@ -176,7 +181,8 @@ class _Lines:
         left = (self.seeds * self.its - self.done[n]) * self.spent[n] / max(self.done[n], 1)
         acc  = '' if self.acc is None else f'  accuracy {self.acc:.3f}'
         self.bar.update(self.task[n], advance=advance,
-                        text=f'seed {self.seed + 1}/{self.seeds}  {left // 60:.0f}:{left % 60:02.0f} left  loss {self.loss:.4f}{acc}')
+                        text=f'seed {self.seed + 1}/{self.seeds}  {left // 60:.0f}:{left % 60:02.0f} left  loss '
+                             f'{self.loss:.4f}{acc}')
 
     def end(self, net, seed):
         if not self.live: self.console.print(f"  {net} seed {seed}: loss {self.loss:.4f}" +
@@ -200,9 +206,11 @@ def report(records, partial, files, out, console, interrupted=False):
     whole = {n: list(r) for n, r in records.items()}
     upto  = None
     if interrupted:
-        where = f"{partial[0]} seed {partial[1]}, after {len(partial[2])} iterations" if partial else "the first iteration of a run"
-        console.print(f"Stopped in {where}; what was recorded is kept." if files else f"Stopped in {where}; nothing was recorded yet.")
-        if partial and not whole[partial[0]]:                         # the only record of this net: compare as far as it goes
+        where = (f"{partial[0]} seed {partial[1]}, after {len(partial[2])} iterations" if partial else
+                 "the first iteration of a run")
+        console.print(f"Stopped in {where}; what was recorded is kept." if files else
+                      f"Stopped in {where}; nothing was recorded yet.")
+        if partial and not whole[partial[0]]:                        # this net's only record: compare as far as it goes
             whole[partial[0]] = [partial[2]]
             if all(whole.values()):
                 upto = len(partial[2])
@@ -216,9 +224,10 @@ def report(records, partial, files, out, console, interrupted=False):
     say(console, f"[b]Are vanishing gradients a sign of good training?[/b] {escape(result.verdict)}")
     if len(whole) > 1: say(console, f"[b]What this does not show.[/b] {escape(limits(result))}")
     files += draw(result, out)
-    say(console, f"[b]Where to look.[/b] {escape(str(out / 'small_gradients.png'))}: both nets' paths through loss and gradient, small at "
-                 f"the start on the left, small at the end on the right. comparison.png: all seeds side by side; overview-*.png: every "
-                 f"layer of seed 0; comparison.csv: all layers, all statistics; *.parquet: the records, read by Record.load or pandas.")
+    say(console, f"[b]Where to look.[/b] {escape(str(out / 'small_gradients.png'))}: both nets' paths through loss and "
+                 f"gradient, small at the start on the left, small at the end on the right. comparison.png: all seeds "
+                 f"side by side; overview-*.png: every layer of seed 0; comparison.csv: all layers, all statistics; "
+                 f"*.parquet: the records, read by Record.load or pandas.")
     return Lesson10(result, records, files, interrupted)
 
 def escape(text): return text.replace('[', r'\[')
@@ -245,11 +254,13 @@ def print_table(result, console):
 def limits(result):
     "What the experiment leaves open, as far as it depends on what was run."
     seeds = min(len(r) for r in result.runs.values())
-    few   = f"{seeds} seed{'s' * (seeds != 1)} {'are' if seeds != 1 else 'is'} few: the spread of the default net over seeds is wide. " if seeds < 5 else ''
-    return (f"{few}Initialisation and activation function were changed together, so it does not say which of them helps. These are "
-            f"gradients of weights: gradients of biases and of layer outputs can answer differently, the median above all. A leaky "
-            f"unit is never dead by construction, so no dead units in kaiming-generalrelu is no finding. One small net, one learning "
-            f"rate at the edge of stability, one data set; elasticity misleads where a loss has a floor or an offset.")
+    few   = (f"{seeds} seed{'s' * (seeds != 1)} {'are' if seeds != 1 else 'is'} few: the spread of the default net "
+             f"over seeds is wide. ") if seeds < 5 else ''
+    return (f"{few}Initialisation and activation function were changed together, so it does not say which of them "
+            f"helps. These are gradients of weights: gradients of biases and of layer outputs can answer differently, "
+            f"the median above all. A leaky unit is never dead by construction, so no dead units in "
+            f"kaiming-generalrelu is no finding. One small net, one learning rate at the edge of stability, one data "
+            f"set; elasticity misleads where a loss has a floor or an offset.")
 
 def draw(result, out):
     "Write the figures and the CSV; their paths."
@@ -260,8 +271,10 @@ def draw(result, out):
         fig.savefig(out / name, dpi=120, bbox_inches=None if fig.get_layout_engine() else 'tight')
         plt.close(fig)
         return out / name
-    files = [keep(plot_small_gradients(result.runs, layer=result.layer).figure, 'small_gradients.png'), keep(result.plot(), 'comparison.png')]
-    for net, recs in result.runs.items(): files.append(keep(plot_overview(recs[0]).flat[0].figure, f'overview-{net}.png'))
+    files = [keep(plot_small_gradients(result.runs, layer=result.layer).figure, 'small_gradients.png'),
+             keep(result.plot(), 'comparison.png')]
+    for net, recs in result.runs.items():
+        files.append(keep(plot_overview(recs[0]).flat[0].figure, f'overview-{net}.png'))
     return [*files, result.to_csv(out / 'comparison.csv')]
 
 def _in_notebook():

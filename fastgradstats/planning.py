@@ -9,7 +9,8 @@ from .stats import STATISTICS, resolve
 from .views import SAMPLE, SMALL_READS
 
 DEFAULTS = dict(
-    grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite', 'hist'],
+    grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite',
+                  'hist'],
     activation = ['mean', 'std', 'min', 'max', 'frac_zero', 'frac_near_zero', 'frac_nonfinite', 'hist', 'frac_dead',
                   'frac_dormant'],
     grad_output=None, grad_used=None, weight=['norm'], update=['norm'],
@@ -21,8 +22,8 @@ class Plan:
     "What is measured, where and how often: the checked arguments of a callback or of `watch`."
     def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None, **probes):
         wrong = [p for p in probes if p not in PROBES]
-        if wrong: raise TypeError(f"{wrong[0]!r} is not an argument; there are the probes {', '.join(PROBES)}, and modules, "
-                                  f"every, sample, window, per_call, unit_dim")
+        if wrong: raise TypeError(f"{wrong[0]!r} is not an argument; there are the probes {', '.join(PROBES)}, and "
+                                  f"modules, every, sample, window, per_call, unit_dim")
         self.stats = {}
         for probe in PROBES:
             specs = probes.get(probe)
@@ -30,20 +31,22 @@ class Plan:
             if isinstance(specs, str) or callable(specs) or not isinstance(specs, (list, tuple)): specs = [specs]
             found = [resolve(s, probe) for s in specs]
             for s in found:
-                if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the record is. "
-                                                        f"Give another name: statistic(f, name=...)")
+                if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the "
+                                                        f"record is. Give another name: statistic(f, name=...)")
                 if s.kind == 'unit' and probe != 'activation':
                     raise ValueError(f"{s.name!r} is measured per unit and belongs to activation=[...], not to {probe}")
                 if sum(s.name == o.name for o in found) > 1: raise ValueError(f"{s.name!r} is given twice for {probe}")
             if found: self.stats[probe] = found
-        if not self.stats: raise ValueError(f"nothing to measure: give statistics for at least one of {', '.join(PROBES)}")
+        if not self.stats:
+            raise ValueError(f"nothing to measure: give statistics for at least one of {', '.join(PROBES)}")
         check_modules(modules)
         if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every is a whole number of 1 or more, or a function f(iteration) -> bool; got {every!r}")
         for name, v, low in (('sample', sample, 100), ('window', window, 1)):
             if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < low):
                 raise ValueError(f"{name} is a whole number of {low} or more, or None; got {v!r}")
-        if unit_dim is not None and not isinstance(unit_dim, int): raise ValueError(f"unit_dim is an axis; got {unit_dim!r}")
+        if unit_dim is not None and not isinstance(unit_dim, int):
+            raise ValueError(f"unit_dim is an axis; got {unit_dim!r}")
         self.modules, self.every, self.sample, self.window = modules, every, sample, window
         self.per_call, self.unit_dim = per_call, unit_dim
         self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
@@ -51,8 +54,10 @@ class Plan:
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
         self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
         self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
-        self.get     = {p: attrgetter('n', *a) if a else _only_n for p, a in self.reads.items()}      # 'n' first: always a tuple
-        self.small   = {p: set(a) <= set(SMALL_READS) and all(s.reads for s in self.scalars[p]) for p, a in self.reads.items()}
+        self.get     = {p: attrgetter('n', *a) if a else _only_n
+                        for p, a in self.reads.items()}      # 'n' first: always a tuple
+        self.small   = {p: set(a) <= set(SMALL_READS) and all(s.reads for s in self.scalars[p])
+                        for p, a in self.reads.items()}
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):

@@ -329,7 +329,7 @@ def plot_grad_flow(
 def plot_overview(
     rec,                          # Record
     *,
-    title=None,                   # a sentence above all; by default the verdict of `diagnose`, or the facts where there is none
+    title=None,                   # a sentence above all; by default the verdict of `diagnose`, or else the facts
     save=None,                    # path of an image to write
 ):                                # array of six Axes
     "One figure for the first five minutes: every layer at every iteration, under the loss."

@@ -1,4 +1,5 @@
-"What a Comparison reads from one record: a number per phase, probe, statistic and layer; lines over iterations; moments."
+"""What a Comparison reads from one record: a number per phase, probe, statistic and layer; lines over iterations;
+moments."""
 from __future__ import annotations
 
 import re
@@ -47,7 +48,8 @@ def phase_values(rec, phases):
                     if stat == 'frac_dead': out.append((phase, probe, stat, ALL_UNITS, _dead_share(rec, phase, phases)))
                 continue
             wide = [(names, stat, v)]
-            if stat in ('mean', 'median') and probe in ('grad', 'grad_used', 'grad_output'): wide.append((names, f'|{stat}|', np.abs(v)))
+            if stat in ('mean', 'median') and probe in ('grad', 'grad_used', 'grad_output'):
+                wide.append((names, f'|{stat}|', np.abs(v)))
             for names_, stat_, v_ in list(wide):
                 if some: wide.append(([MEDIAN], stat_, np.nanmedian(v_[:, columns(rec, probe, some)], axis=1)[:, None]))
             for names_, stat_, v_ in wide:
@@ -56,7 +58,8 @@ def phase_values(rec, phases):
                     out += [(phase, probe, stat_, l, y) for l, y in zip(names_, x)]
         it = rec.iters
         for stat in ('loss', 'loss_constant', 'gain', 'grad_norm'):
-            for phase, rows in phases.items(): out.append((phase, 'iters', stat, '', _over(rec, it[[stat]].to_numpy(float), rows, phase)[0]))
+            for phase, rows in phases.items():
+                out.append((phase, 'iters', stat, '', _over(rec, it[[stat]].to_numpy(float), rows, phase)[0]))
         ep = rec.epochs
         for stat in ep.columns.difference(['fit', 'epoch', 'iter', 'time'], sort=False):
             col = pd.to_numeric(ep[stat], errors='coerce').to_numpy(float)
@@ -65,8 +68,9 @@ def phase_values(rec, phases):
     return pd.DataFrame(out, columns=['phase', 'probe', 'statistic', 'layer', 'value'])
 
 def _over(rec, v, rows, phase):
-    """A phase's value of each column of `v`: the mean of the whole, else the median; the nearest measured row where none of
-    its rows was measured; NaN where its loss was not finite at any time, so that no such run hides in a median."""
+    """A phase's value of each column of `v`: the mean of the whole, else the median; the nearest measured row where
+    none of its rows was measured; NaN where its loss was not finite at any time, so that no such run hides in a
+    median."""
     it   = rec.iters
     loss = np.isfinite(it.loss.to_numpy())
     if loss.any() and not loss[rows].all(): return np.full(v.shape[1], np.nan)
@@ -124,7 +128,8 @@ def dead_line(rec, layer):
     key = ('activation', 'frac_dead')
     if key not in rec or layer not in list(rec.layers['activation'].layer): return None
     w = rec.windows[key] - rec.iters.iter.iloc[0]
-    return pd.Series(rec[key][:, columns(rec, 'activation', [layer])[0]], ((w.first_iter + w.last_iter) / 2).to_numpy()).dropna()
+    return pd.Series(rec[key][:, columns(rec, 'activation', [layer])[0]],
+                     ((w.first_iter + w.last_iter) / 2).to_numpy()).dropna()
 
 def accuracy_line(rec):
     ep = rec.epochs

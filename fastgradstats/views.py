@@ -14,14 +14,14 @@ import torch
 from . import kernels
 
 SAMPLE    = 65536        # tensors with more elements are sampled for what is not a moment; see `stride_of`
-NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the absolute value
+NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the | |
 _NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
 SMALL     = 16384        # tensors of up to so many elements are read many in one call
-CHUNK     = 1024         # elements that a float32 sum of squares may run over: 8,192 equal ones are wrong by 7e-6, 12 million by 5e-4
+CHUNK     = 1024      # elements that a float32 sum of squares may run over: 8,192 are wrong by 7e-6, 12 million by 5e-4
 
 
 # --- histogram bins: the top bits of a float32 ----------------------------------------------------------------------
-# sign, exponent and two mantissa bits of a float32 are its bin: 4 bins an octave, magnitudes 2^-32 to 2^16 of both signs
+# sign, exponent and two mantissa bits of a float32 are its bin: 4 an octave, magnitudes 2^-32 to 2^16 of both signs
 OCTAVES = (-32, 16)
 N_MAG   = 4 * (OCTAVES[1] - OCTAVES[0])                     # 192 bins a sign
 N_BINS  = 2 * N_MAG + 6                                     # and -inf, < -2^16, zero, > 2^16, +inf, nan
@@ -49,8 +49,8 @@ BIN_LABELS     = {NEG_INF: '-inf', NEG_BIG: '< -65536', ZERO: 'zero', POS_BIG: '
 # --- reading a tensor ------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=None)
 def stride_of(shape, sample):
-    """The fixed stride at which a tensor of this shape is sampled: at least n / sample and coprime to every dimension, so
-    that it visits every position of a kernel, every channel and every example alike. 1 means everything is read."""
+    """The fixed stride at which a tensor of this shape is sampled: at least n / sample and coprime to every dimension,
+    so that it visits every position of a kernel, every channel and every example alike. 1 means everything is read."""
     n = math.prod(shape)
     if sample is None or n <= sample: return 1
     s = -(-n // sample)
@@ -70,11 +70,13 @@ def flat(x):
     "The elements of `x` in memory order.  # (n,), a view wherever x is dense"
     if x.is_contiguous(): return x.view(-1)
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last): return x.permute(0, 2, 3, 1).reshape(-1)
-    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d): return x.permute(0, 2, 3, 4, 1).reshape(-1)
+    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+        return x.permute(0, 2, 3, 4, 1).reshape(-1)
     return x.reshape(-1)
 
 def _norm(x):
-    "2-norm of a flat tensor, the squares summed by chunks: one float32 accumulator over millions drifts by 1e-4 and more."
+    """2-norm of a flat tensor, the squares summed by chunks: one float32 accumulator over millions drifts by 1e-4 and
+    more."""
     n = x.numel()
     if n <= CHUNK: return torch.linalg.vector_norm(x)
     k = n // CHUNK
@@ -132,7 +134,8 @@ class View:
     # Moments: always of everything. On the CPU one pass reads the sum, the squares and the extremes.
     @lazy
     def _pass(self):
-        "(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the careful way."
+        """(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the
+        careful way."""
         if not self.host or not self.n: return None
         x, units = self._rows()
         if x is None: return None
@@ -156,12 +159,14 @@ class View:
         lo, hi  = np.empty((2, k, U, x.shape[1] // (k * U)), np.float32)
         hist    = np.empty(N_BINS)
         sample  = np.empty(self.n_sampled if self.stride > 1 else 0, np.float32)
-        total, squares, least, greatest, zero, near, bad = kernels.site(x, self.stride, sample, _NEAR_BITS, BIN_OF_PATTERN,
+        total, squares, least, greatest, zero, near, bad = kernels.site(x, self.stride, sample, _NEAR_BITS,
+                                                                        BIN_OF_PATTERN,
                                                                        hist, lo, hi)
         known, scale = self.__dict__, self.scale
         if len(sample): known['sample'] = sample
         if not (math.isfinite(total) and squares < 1e37) or squares < 1e-30 and (least or greatest): return None
-        known.update(n_zero=zero * scale, n_near_zero=near * scale, n_nonfinite=bad * scale, hist=hist * scale, sum=total,
+        known.update(n_zero=zero * scale, n_near_zero=near * scale, n_nonfinite=bad * scale, hist=hist * scale,
+                     sum=total,
                      min=least, max=greatest)
         return total, squares, lo[0, :, 0].copy(), hi[0, :, 0].copy(), (1, U, 1)
 
@@ -197,7 +202,8 @@ class View:
         "||x||, or ||x - mean||, in numbers near 1 so that no square leaves the range of its type."
         lo, hi = torch.aminmax(x)
         m = torch.maximum(-lo, hi)
-        if self.host and not 0 < float(m.numpy()) < math.inf: return math.nan if centred and m else abs(float(m.numpy()))
+        if self.host and not 0 < float(m.numpy()) < math.inf:
+            return math.nan if centred and m else abs(float(m.numpy()))
         ok = (m > 0) & torch.isfinite(m)
         e  = torch.frexp(torch.where(ok, m, torch.ones_like(m))).exponent
         y  = _ldexp(x.double() if self.host else x, -e)
@@ -207,8 +213,8 @@ class View:
 
     @lazy
     def m2_root(self):
-        """||x - mean||. From the squares and the sum where the mean is no larger than 10 std (the difference of the two then
-        keeps 1e-5), else, and always on a device, in a second pass over x - mean."""
+        """||x - mean||. From the squares and the sum where the mean is no larger than 10 std (the difference of the two
+        then keeps 1e-5), else, and always on a device, in a second pass over x - mean."""
         if not self.n: return 0.
         if self._pass:
             squares, of_mean = self._pass[1], self._pass[0] ** 2 / self.n
@@ -234,7 +240,7 @@ class View:
     @lazy
     def n_sampled(self): return -(-self.n // self.stride)
     @property
-    def scale(self): return self.n / self.n_sampled if self.n else 0.      # elements that one sampled element stands for
+    def scale(self): return self.n / self.n_sampled if self.n else 0.     # elements that one sampled element stands for
     @lazy
     def sample(self):
         "A NumPy array on the CPU, a tensor on a device.  # (n_sampled,)"
@@ -309,11 +315,12 @@ class View:
         return y.reshape(-1, y.shape[-1]) if y.is_contiguous() else None
     @property
     def _unit_axis(self):
-        if self.unit_dim is None: raise ValueError("a statistic of units needs unit_dim, the axis of the units: 1 after a "
-                                                   "convolution, -1 after a Linear")
+        if self.unit_dim is None: raise ValueError("a statistic of units needs unit_dim, the axis of the units: 1 "
+                                                   "after a convolution, -1 after a Linear")
         return self.unit_dim % self.x.dim()
     def over_units(self, f):
-        "f (amin or amax) over everything but the units; over the examples first, which is 8 times quicker than at once."
+        """f (amin or amax) over everything but the units; over the examples first, which is 8 times quicker than at
+        once."""
         if self.by_unit is not None: return f(self.by_unit, 0)
         x, d = self.x, self._unit_axis
         if d: x, d = f(x, 0), d - 1
@@ -356,14 +363,15 @@ def together(tensors):
 def _ends(sizes): return np.cumsum(sizes)
 
 def read_small(tensors, names):
-    """Read all the small ones of `tensors` in one call. Returns which were read; their numbers, (tensor, name), names among
-    SMALL_READS; their norms; their histograms, (tensor, bin), of those with two or more dimensions. What is not finite, or
-    has a mean beyond 10 std, is left to a View."""
+    """Read all the small ones of `tensors` in one call. Returns which were read; their numbers, (tensor, name), names
+    among SMALL_READS; their norms; their histograms, (tensor, bin), of those with two or more dimensions. What is not
+    finite, or has a mean beyond 10 std, is left to a View."""
     few = small_ones(tensors)
     if not few: return [], [], [], []
     x, ends = together([tensors[k] for k in few])
     wide    = np.array([tensors[k].dim() > 1 for k in few])
-    out, middle, hists = np.empty((len(few), len(SMALL_READS))), np.empty((len(few), 2), np.int32), np.empty((len(few), N_BINS))
+    out, middle, hists = (np.empty((len(few), len(SMALL_READS))), np.empty((len(few), 2), np.int32),
+                          np.empty((len(few), N_BINS)))
     kernels.small(x, ends, wide, _NEAR_BITS, BIN_OF_PATTERN, out[:, :10], middle, hists)
     out[:, 10:] = middle.view(np.float32)
     if out[:, 0].min() < 0:
