@@ -192,7 +192,7 @@ class Hooks:
             elif not torch.is_grad_enabled():   self.blind.add(site)
 
     def _saw_again(self, place, output):
-        """A checkpoint runs a module again in the backward pass. If it is a reentrant one, only this run has a gradient;
+        """A checkpoint runs a module again in the backward pass. If it is reentrant, only this run has a gradient;
         the place is the one that the module had after the same layer, or the only one that ran without a graph."""
         name, axis, bounds, _ = place
         for path, t in tensors(output):

@@ -9,7 +9,7 @@ FIRST, LAST = 10, 20             # rows compared: the first of the record agains
 
 
 def facts(rec):
-    "Three lines: what was recorded and at what cost; loss, gain and lowest elasticity; dead units and non-finite values."
+    "Three lines: what was recorded and at what cost; loss, gain, lowest elasticity; dead and non-finite."
     return '\n'.join([_recorded(rec), _learning(rec), _damage(rec)])
 
 def median_over(values, rows):
@@ -61,7 +61,8 @@ def _damage(rec):
             k     = int(np.nanargmax(v[-1]))
             dead  = np.nan_to_num(v[:, k]) > 0
             start = len(dead) - int(np.argmin(dead[::-1])) if not dead.all() else 0
-            out.append(f"dead units: up to {v[-1, k]:.0%} ({names[k]}), some since iteration {win.first_iter.iloc[start]}")
+            out.append(f"dead units: up to {v[-1, k]:.0%} ({names[k]}), "
+                       f"some since iteration {win.first_iter.iloc[start]}")
         else: out.append('no dead units' if len(v) else 'dead units not measured')
     bad = first_nonfinite(rec)
     out.append(f"non-finite values since iteration {bad[0]} ({bad[1]})" if bad else 'no non-finite values')

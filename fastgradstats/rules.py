@@ -158,7 +158,7 @@ def starved(rec, limit=STARVED):
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
     g     = r.learned[b]
     gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}" if np.isfinite(r.best_constant) else
-             f"the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
+             "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
     yield Finding('starved', r.layers[worst], (r.began(a), int(r.iter[b])), float(np.nanmin(e[a:b + 1])), limit,
                   'info' if not lasts and (wakes or not _stuck(r)) else _severity(True, r, lasts),
                   f"from iteration {r.began(a)} {end}: one percent of change in the median layer moves the loss by {num(e[b])} % at most "

@@ -64,8 +64,8 @@ class Steps:
         self._capture_params('update', [diff.get(i, p) for i, p in self.got], norms=norms)
 
     def _keep(self):
-        """One copy of the parameters about to change. The small ones are copied one behind the other; a large one mostly
-        is there already, as it was after the last step. Returns the norms found on the way, by their place in `got`."""
+        """One copy of the parameters about to change. The small ones are copied one behind the other; a large one
+        mostly is there already, as it was after the last step. Returns the norms found, by their place in `got`."""
         fast, norms, rest = self.host is not False and 'update' in self.plan.only_norm, {}, []
         self._few = small_ones([p for _, p in self.got]) if fast else []
         if self._few:

@@ -51,9 +51,9 @@ class Watcher(Hooks, Steps):
 
     @timed
     def begin(self, i, *, bs=0, fit=0, epoch=0, left=None, t=math.nan):
-        """A training batch begins: number `i` over the model's life. `left`: batches left in the epoch, this one included.
+        """A training batch begins: number `i` over the model's life. `left`: batches left in the epoch, with this one.
         Returns whether it is measured."""
-        if self.part is not None and self.touched: self.backward_done()      # someone cancelled the batch after its backward
+        if self.part is not None and self.touched: self.backward_done()   # cancelled after its backward pass
         self.part = None
         if self.row is not None and (self.row.done or not self.row.parts): self.commit()
         if self.row is not None and all(p.grad is None for p in self.window): self.skipped(); self.commit()
@@ -120,7 +120,8 @@ class Watcher(Hooks, Steps):
 
     def backward_begins(self, scale=None):
         "`scale`: what the loss is multiplied by under mixed precision, a number or a 0-dim tensor; None for nothing."
-        if self.log.processes: scale = (1. if scale is None else scale) * self.log.processes.n       # the loss is all processes' mean
+        if self.log.processes:                                                 # the loss is the mean of all processes'
+            scale = (1. if scale is None else scale) * self.log.processes.n
         self.scale, self.last_mark = scale, (None, -1)
         if self.flags != [p.requires_grad for _, p in self.all]: self._attach_params()       # unfrozen in the middle
         if self.part is not None and self.row.measured and 'grad_output' in self.plan.stats: self.mode = BACKWARD
@@ -231,7 +232,8 @@ class Watch:
             w.backward_begins(self.scaler.get_scale() if self.scaler is not None and self.scaler.is_enabled() else None)
         def rates():
             groups = self.opt.param_groups
-            w.rates([float(g['lr']) for g in groups], groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0]))
+            mom = groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0])
+            w.rates([float(g['lr']) for g in groups], mom)
         def stepping(opt, *a):
             self._backward()
             rates()
@@ -246,7 +248,8 @@ class Watch:
         self.start = time.perf_counter()
         self.opt.zero_grad = zeroing
         w.handles += [root.register_forward_pre_hook(before, with_kwargs=True), root.register_forward_hook(after),
-                      self.opt.register_step_pre_hook(stepping), self.opt.register_step_post_hook(stepped), _Unset(self.opt)]
+                      self.opt.register_step_pre_hook(stepping), self.opt.register_step_post_hook(stepped),
+                       _Unset(self.opt)]
 
 
 @contextmanager
@@ -260,7 +263,8 @@ def watch(
 ):
     "Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`."
     if not hasattr(opt, 'register_step_pre_hook'):
-        raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. In fastai use LayerStatsCallback()")
+        raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. "
+                        f"In fastai use LayerStatsCallback()")
     w = Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler)
     w._enter()
     ended = False
