@@ -179,7 +179,7 @@ def plot_color_dim(
         ax.legend(loc='lower right', bbox_to_anchor=(1, 1.01), frameon=False, fontsize=8, borderaxespad=0)
     mark_epochs(ax, rec, color='w')
     iter_axis(ax, rec)
-    ax.set_ylabel(f"{subject(rec, probe, [i])} value [{rec.meta.get('units', {}).get('mean', 'as recorded')}]")
+    ax.set_ylabel(f"{subject(rec, probe, [i])} value [{rec.meta.get('units', {}).get('mean') or 'as recorded'}]")
     zero  = share[:, 194][~np.isnan(share[:, 194])]
     title = names_at(rec, probe, [i])[0]
     if len(zero): title += f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last"
