@@ -20,20 +20,24 @@ RULES = (input_scale, non_finite, bad_init, saturated)
 class InitCheck:
     "What `check_init` found: `.table`, `.forward` and `.backward` (slope of ln std per layer), `.findings`, `.gains`."
     def __init__(self, table, forward, backward, findings, loss, record):
-        self.table, self.forward, self.backward, self.findings, self.loss, self.record = table, forward, backward, findings, loss, record
+        self.table, self.findings, self.loss, self.record = table, findings, loss, record
+        self.forward, self.backward = forward, backward
         self.gains = dict(zip(table.layer, table.gain))
 
     @property
     def ok(self): return not self.findings
 
     def __repr__(self):
-        say  = lambda s, what: (f"{what} {'cannot be told' if np.isnan(s) else 'keep' if abs(s) < .1 else 'shrink' if s < 0 else 'grow'}"
-                                + ('' if np.isnan(s) else f" (a factor {num(np.exp(s))} a layer)"))
-        head = f"First loss {num(self.loss)}. Going forward activations {say(self.forward, '').strip()}; on the way back gradients {say(-self.backward, '').strip()}."
-        out  = [head, self.table.to_string(index=False, float_format=lambda v: num(v))]
+        def say(s):
+            if np.isnan(s): return 'cannot be told'
+            return f"{'keep' if abs(s) < .1 else 'shrink' if s < 0 else 'grow'} (a factor {num(np.exp(s))} a layer)"
+        head = (f"First loss {num(self.loss)}. Going forward activations {say(self.forward)}; "
+                f"on the way back gradients {say(-self.backward)}.")
+        out  = [head, self.table.to_string(index=False, float_format=num)]
         for f in self.findings: out.append(f"{f.rule}: {f.evidence}. Try: {f.advice}.")
         if self.findings and any(f.rule == 'bad_init' for f in self.findings):
-            out.append("`gain`: multiply the weights before each activation by it, first to last, and the activations keep their scale.")
+            out.append("`gain`: multiply the weights before each activation by it, first to last, and the activations "
+                       "keep their scale.")
         return '\n'.join(out if self.findings else [*out, "No trouble foreseen."])
 
 
@@ -43,7 +47,8 @@ def check_init(
 ):                                # an InitCheck
     "One batch forward and backward on a copy: no step is taken; model, optimizer and random state are as before."
     dl    = learn.dls.train
-    state = torch.get_rng_state(), random.getstate(), np.random.get_state(), [torch.cuda.get_rng_state(i) for i in _cuda()]
+    cuda  = [torch.cuda.get_rng_state(i) for i in _cuda()]
+    state = torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda
     own   = dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None
     try:
         model, loss_func = copy.deepcopy(learn.model).train(), copy.deepcopy(learn.loss_func)
@@ -66,7 +71,9 @@ def check_init(
         if own is not None: dl.rng.setstate(own)
     return _read(rec, float(loss.detach()))
 
-def _cuda(): return range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+def _cuda():
+    ready = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return range(torch.cuda.device_count()) if ready else ()
 
 def _read(rec, loss):
     acts = rec.layers['activation'].layer if 'activation' in rec.layers else pd.Series([], dtype=object)

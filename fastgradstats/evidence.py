@@ -1,6 +1,6 @@
-"""What the rules read from a record: medians over trailing windows, what has been learned, when a state began and ended.
+"""What the rules read from a record: medians over trailing windows, what was learned, when a state began and ended.
 
-Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers are weights with two or more dimensions.
+Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers are weights of two or more dimensions.
 """
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def best_constant(self):
-        "The lowest loss (median of 9 batches) that a constant answer had: a net with large outputs makes the plain one too high."
+        "The lowest loss (median of 9 batches) that a constant answer had: large outputs make the plain one too high."
         with np.errstate(invalid='ignore'):
             c = trailing(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
         return float(np.nanmin(c)) if np.isfinite(c).any() else np.nan
@@ -76,9 +76,9 @@ class Run:
 
     @property
     def blind(self):
-        """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant answer's loss
-        and against the noise of the loss, so that a constant added to the loss does not look like it. Where the gain was not
-        measured: the loss has not fallen by a tenth.  # (row,) bool"""
+        """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant
+        answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it.
+        Where the gain was not measured: the loss has not fallen by a tenth.  # (row,) bool"""
         with np.errstate(invalid='ignore'):
             if not np.isfinite(self.best_constant): return trailing(self.loss) >= .9 * self.first_loss
             c = abs(self.best_constant)
@@ -105,7 +105,7 @@ class Run:
             return np.nanmedian(self.elasticity, axis=1) if self.layers else np.full(self.n, np.nan)
 
     def waking(self, e=None):
-        "Where elasticity rises so that it will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"
+        "Where elasticity will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"
         e = self.median_elasticity if e is None else e
         with np.errstate(divide='ignore', invalid='ignore'):
             y      = np.where(e > 0, np.log(e), np.nan)

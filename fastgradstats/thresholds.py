@@ -8,4 +8,5 @@ CONVERGED    = .1                 # share of the first losses below which a net 
 CONVERGED_E  = 1.                 # ... with at least this median elasticity
 AWAKE        = .5                 # median elasticity above which training is under way; forecasts are of passing it
 SETTLE       = 5                  # the first iterations, in which elasticity alone misleads
-STARVED_GAIN = .05                # share of the constant answer's loss that has been saved, below which a net may be starved
+STARVED_GAIN = .05                # share of the constant answer's loss saved, below which a net may be starved
+DEAD         = .5                 # share of dead units above which a layer is dead: SageMaker's DeadRelu, torchdiag

@@ -15,7 +15,6 @@ from .answering import num
 from .diagnosing import Report
 
 ITERS = 50                        # iterations that both train
-WORKS = .9                        # advice works when at least this share of the better gain is reached, and more than before
 
 
 class _Stop(Callback):
@@ -54,9 +53,11 @@ def _init(model, how):
                 if p.dim() < 2: nn.init.zeros_(p)
                 elif '_hh' in n: [nn.init.orthogonal_(c) for c in p.data.chunk(p.shape[0] // p.shape[1])]
                 else: nn.init.xavier_uniform_(p)
-                if p.dim() < 2 and isinstance(m, (nn.LSTM, nn.LSTMCell)) and 'ih' in n: p.data[len(p) // 4:len(p) // 2] = 1.
+                forget = p.dim() < 2 and isinstance(m, (nn.LSTM, nn.LSTMCell)) and 'ih' in n
+                if forget: p.data[len(p) // 4:len(p) // 2] = 1.
         elif isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=.1)
-        elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None: nn.init.xavier_uniform_(m.in_proj_weight)
+        elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None:
+            nn.init.xavier_uniform_(m.in_proj_weight)
 
 def _swap(model, old, make):
     for m in list(model.modules()):
@@ -71,15 +72,19 @@ def apply_fix(learn, fix):
         elif key == 'clip':                            learn.add_cb(GradientClip(v))
         elif key == 'init':                            _init(learn.model, v)
         elif key == 'input' and v == 'normalize':      learn.add_cb(_Standardise())
-        elif key == 'remove' and v == 'softmax':       _swap(learn.model, nn.Softmax, nn.Identity); learn.model.__dict__.update(softmax=False) if 'softmax' in learn.model.__dict__ else None
+        elif key == 'remove' and v == 'softmax':
+            _swap(learn.model, nn.Softmax, nn.Identity)
+            if 'softmax' in learn.model.__dict__: learn.model.softmax = False
         elif key == 'activation' and v == 'relu':      _swap(learn.model, (nn.Sigmoid, nn.Tanh), nn.ReLU)
         elif key == 'activation' and v == 'leaky_relu': _swap(learn.model, nn.ReLU, lambda: nn.LeakyReLU(.1))
-        elif key == 'optimizer':                       learn.splitter, learn.opt = (lambda m: [[p for p in m.parameters() if p.requires_grad]]), None
+        elif key == 'optimizer':
+            learn.splitter, learn.opt = (lambda m: [[p for p in m.parameters() if p.requires_grad]]), None
         elif key == 'zero_grad':                       learn.add_cb(_Zero())
         elif key == 'loss_scale':
             if not any(p.dtype == torch.float16 for p in learn.model.parameters()): continue
             learn.model.float()
-            learn.model.register_forward_pre_hook(lambda m, a: tuple(x.float() if x.is_floating_point() else x for x in a))
+            full = lambda m, args: tuple(x.float() if x.is_floating_point() else x for x in args)
+            learn.model.register_forward_pre_hook(full)
         else: continue
         done.append(key)
     return done
@@ -97,16 +102,17 @@ def fresh(learn):
     model = copy.deepcopy(learn.model)
     for m in model.modules():
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
-    return Learner(learn.dls, model, loss_func=copy.deepcopy(learn.loss_func), opt_func=learn.opt_func, lr=learn.lr, splitter=learn.splitter,
-                   wd=learn.wd, moms=learn.moms)
+    return Learner(learn.dls, model, loss_func=copy.deepcopy(learn.loss_func), opt_func=learn.opt_func, lr=learn.lr,
+                   splitter=learn.splitter, wd=learn.wd, moms=learn.moms)
 
 def verify(
     learn,                        # the Learner that was diagnosed
     report,                       # its Report
-    make=None,                    # f() -> a Learner as it was before training; None: a copy whose modules reset their parameters
+    make=None,                    # f() -> a Learner as before training; None: a copy whose modules reset themselves
     iters=ITERS,
 ):                                # a Report with `trials`
-    "Try the first finding's fix: two fresh Learners, with and without it, for `iters` iterations. Advice that does not help is withdrawn."
+    """Try the first finding's fix: two fresh Learners, with and without it, for `iters` iterations. Advice that
+    does not help is withdrawn."""
     make    = make or (lambda: fresh(learn))
     trials, findings = {}, list(report.findings)
     first   = next((i for i, f in enumerate(findings) if f.severity != 'info' and f.fix), None)
@@ -119,7 +125,8 @@ def verify(
         else:
             now = final_gain(new, iters)
             helped = now[1] < was[1] if np.isfinite(was[1]) else np.isfinite(now[1])
-            trials[f.rule] = (f"{', '.join(done)}: loss after {iters} iterations {num(was[1])} without, {num(now[1])} with it"
+            trials[f.rule] = (f"{', '.join(done)}: loss after {iters} iterations {num(was[1])} without, {num(now[1])} "
+                              f"with it"
                               + ('' if helped else "; it did not help, so it is withdrawn"))
             if not helped: findings[first] = f._replace(advice='', fix={})
     verdict = report.verdict if first is None or findings[first].advice else report.verdict.split(' First try:')[0]

@@ -1,4 +1,4 @@
-"""`DiagnosisCallback`: diagnoses while the Learner trains, warns once per finding, can end the fit, keeps a flight recorder."""
+"""`DiagnosisCallback`: diagnoses while it trains, warns once per finding, can end the fit, keeps a flight recorder."""
 from __future__ import annotations
 
 import math
@@ -26,7 +26,7 @@ class _Due:
 
 
 class DiagnosisCallback(LayerStatsCallback):
-    "Diagnose while training; warn once per finding; end the fit on those in `stop_on`; keep the last iterations' loss and norms."
+    "Diagnose while training; warn once per finding; end the fit on those in `stop_on`; keep the last losses and norms."
     def __init__(self,
         stop_on=('non_finite', 'exploding'),  # names of rules that end the fit when they find a warning or worse
         every=1,              # measure every n-th iteration; from the first sign of trouble all of the next `keep`
@@ -40,7 +40,8 @@ class DiagnosisCallback(LayerStatsCallback):
         wrong = [s for s in stop_on if s not in names]
         if wrong: raise ValueError(f"stop_on={wrong[0]!r} is not a rule; there are {', '.join(names)}")
         for name, v in (('every', every), ('keep', keep), ('check', check)):
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1: raise ValueError(f"{name} is a whole number of 1 or more; got {v!r}")
+            if isinstance(v, bool) or not isinstance(v, int) or v < 1:
+                raise ValueError(f"{name} is a whole number of 1 or more; got {v!r}")
         self.watch_due = _Due(every)
         super().__init__(every=self.watch_due if every > 1 else 1, **{'verbose': False, **settings})
         self.stop_on, self.keep, self.check, self.watch_rules = stop_on, keep, check, tuple(rules)
@@ -49,7 +50,8 @@ class DiagnosisCallback(LayerStatsCallback):
     @property
     def flight(self):
         "DataFrame iter, loss, grad_norm, n_nonfinite of the last `keep` iterations."
-        return pd.DataFrame([[float(v) for v in row] for row in self.watch_log], columns=['iter', 'loss', 'grad_norm', 'n_nonfinite']).astype({'iter': int})
+        rows = [[float(v) for v in row] for row in self.watch_log]
+        return pd.DataFrame(rows, columns=['iter', 'loss', 'grad_norm', 'n_nonfinite']).astype({'iter': int})
 
     @property
     def report(self):
@@ -81,13 +83,14 @@ class DiagnosisCallback(LayerStatsCallback):
 
     def _look(self):
         i = self._live.i
-        self.watch_next   = i + max(self.check, i // 10)                       # the cost stays a fixed share of a long run
+        self.watch_next   = i + max(self.check, i // 10)                 # the cost stays a fixed share of a long run
         self.watch_report = diagnose(self.record, self.watch_rules)
         for f in self.watch_report.findings:
             if f.severity == 'info' or f.rule in self.watch_said: continue
             self.watch_said.add(f.rule)
             self.watch_due.until = max(self.watch_due.until, i + self.keep)
             stops = f.rule in self.stop_on
-            warnings.warn(f"iteration {i - 1}: {f.rule} ({f.severity}){f' in {f.layer}' if f.layer else ''}: {f.evidence}. Try: {f.advice}."
+            where = f' in {f.layer}' if f.layer else ''
+            warnings.warn(f"iteration {i - 1}: {f.rule} ({f.severity}){where}: {f.evidence}. Try: {f.advice}."
                           + (" The fit is ended." if stops else ''))
             if stops: raise CancelFitException

@@ -22,9 +22,11 @@ TRAINING  = dict(planning='probes record stats views', gathering='probes record 
                  processes='gathering probes',
                  hooking='gathering probes processes views', stepping='gathering hooking kernels views',
                  watching='gathering hooking planning probes stepping views', data='')
+RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
-                 evidence='reading thresholds', rules='answering evidence thresholds',
-                 diagnosing='answering evidence record rules thresholds',
+                 evidence='reading thresholds', findings='answering evidence',
+                 **dict.fromkeys(RULES, 'answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
+                 states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
                  drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
 COATS     = dict(callbacks='constant diagnosing planning watching plots reporting record rules stats probes verifying',
                  verifying='answering diagnosing', checking='answering diagnosing rules watching',
@@ -139,19 +141,17 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-MOST_LINES, WIDTH = 520, 120
-WIDE = {'rules', 'diagnosing', 'checking', 'evidence', 'verifying', 'watchdog', 'thresholds'}      # still to be wrapped
+MOST_LINES, WIDTH = 450, 120
 
 def test_no_file_of_the_package_is_too_long():
     long = {f.name: n for f in FILES if (n := len(f.read_text(encoding='utf-8').splitlines())) > MOST_LINES}
     assert not long, f"over {MOST_LINES} lines, to be split by subject: {long}"
 
 def test_the_linter_finds_nothing():
-    for select, files in (('F', FILES), ('E501', [f for f in FILES if f.stem not in WIDE])):
-        ruff = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--isolated', '--select', select,
-                               '--line-length', str(WIDTH), '--output-format', 'concise', *map(str, files)],
-                              capture_output=True, text=True, timeout=120)
-        assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+    ruff = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--isolated', '--select', 'F,E501',
+                           '--line-length', str(WIDTH), '--output-format', 'concise', *map(str, FILES)],
+                          capture_output=True, text=True, timeout=120)
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
 
 
 # --- what the README names exists ------------------------------------------------------------------------------------

@@ -1,0 +1,102 @@
+"Rules about small gradients: starved, vanishing through depth, underflow in half precision."
+from __future__ import annotations
+
+import numpy as np
+
+from .answering import num, pct
+from .evidence import FEWEST, lasting, run, trailing
+from .findings import ELASTICITY, LOSS, Finding, Unreadable, root_numel, rule, severity, stuck
+from .thresholds import SETTLE, STARVED
+
+
+@rule(needs=[LOSS, ELASTICITY],
+      source="limit: 343 windows, thresholds.py; that gain must be near zero and elasticity not rising: the zoo's "
+             "healthy runs with an offset, a zero head, label smoothing")
+def starved(rec, limit=STARVED):
+    "Nothing gets through: the weights can hardly move the loss, nothing is learned, and that does not change."
+    r = run(rec)
+    if not r.layers: raise Unreadable("the record has no weights with two or more dimensions")
+    if not r.positive:
+        raise Unreadable("elasticity divides by the loss, which is not positive throughout; look at gain and its trend")
+    few = SETTLE + FEWEST
+    if len(r) < few: raise Unreadable(f"{len(r)} measured iterations are too few: {few} are needed")
+    e    = trailing(r.median_elasticity)
+    hits = lasting(r.starving if limit == STARVED else r.starving & (e < limit), 3)
+    if not hits: return
+    (a, _), (_, b) = hits[0], hits[-1]
+    lasts = b >= len(r) - 2
+    wakes = r.waking()[0][-1]
+    low   = trailing(r.elasticity)
+    worst = np.nanargmin(np.where(np.isfinite(low[b]), low[b], np.inf))
+    lays  = tuple(l for l, v in zip(r.layers, low[b]) if v < limit)
+    end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
+    g     = r.learned[b]
+    gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
+             if np.isfinite(r.best_constant) else
+             "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
+    yield Finding('starved', r.layers[worst], (r.began(a), int(r.iter[b])), float(np.nanmin(e[a:b + 1])), limit,
+                  'info' if not lasts and (wakes or not stuck(r)) else severity(True, lasts),
+                  f"from iteration {r.began(a)} {end}: one percent of change in the median layer moves the loss by "
+                  f"{num(e[b])} % at most (elasticity; starved below {limit:g}), {gain}; lowest in {r.layers[worst]} "
+                  f"({num(low[b, worst])})",
+                  "Kaiming or LSUV initialisation, normalisation between the layers, an activation function that leaks",
+                  {'init': 'kaiming', 'norm': 'batch'}, lays)
+
+
+@rule(needs=[LOSS, ('grad', 'norm')],
+      source='He 2015: std .01 over 10 layers shrinks the gradient by 1.7e4; AT has 1e-3 first/last for the norm; here '
+             'rms, to leave width out, steadily down, and only where nothing is learned. Limit: AT')
+def vanishing(rec, limit=1e-3, steady=.7):
+    "The gradient shrinks from layer to layer on its way back, and nothing is learned."
+    r = run(rec)
+    if len(r.layers) < 3: return
+    v = trailing(r.get('grad', 'norm', r.layers) / root_numel(r), few=3)
+    with np.errstate(divide='ignore', invalid='ignore'):
+        y    = np.where(v > 0, np.log(v), np.nan)
+        drop = np.exp(y[:, 0] - np.nanmax(y, axis=1, initial=-np.inf, where=np.isfinite(y)))
+        up   = np.mean(np.diff(y, axis=1) > 0, axis=1)
+        bad  = (drop < limit) & (up >= steady) & r.blind & r.judged
+    hits = lasting(bad, 3)
+    if not hits: return
+    (a, _), (_, b) = hits[0], hits[-1]
+    lasts = b >= len(r) - 2
+    top   = np.nanmax(y[b])
+    per   = np.exp((y[b, 0] - top) / max(int(np.nanargmax(y[b])), 1))
+    half  = tuple(r.layers[:max(1, int(np.sum(y[b] < top + np.log(limit) / 2)))])
+    yield Finding('vanishing', r.layers[0], (r.began(a), int(r.iter[b])), float(drop[b]), limit,
+                  'info' if not lasts and not stuck(r) else severity(True, lasts),
+                  f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a factor "
+                  f"{num(per)} a layer",
+                  "an activation function that does not saturate, Kaiming initialisation, normalisation or shortcuts "
+                  "between the layers", {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}, half)
+
+
+@rule(needs=[('grad', 'hist'), ('grad', 'frac_zero')],
+      source='half precision has no magnitude below 2^-24 (subnormal); shares: zoo')
+def fp16_underflow(rec, limit=.5, edge=2. ** -24):
+    "Gradients in half precision fall below its smallest number and become zero."
+    r = run(rec)
+    if rec.bins is None or not r.layers: return
+    zero = r.get('grad', 'frac_zero', r.layers)
+    h    = rec['grad', 'hist']
+    if not len(h): return
+    h    = h[:, r.cols].astype(float)
+    if np.isnan(h[..., 0]).all(): return
+    h    = np.nansum(h, axis=0)                                                         # (layer, bin), over all windows
+    size = np.full(h.shape[1], np.inf)
+    size[1:388] = np.maximum(np.abs(rec.bins.edges[:-1]), np.abs(rec.bins.edges[1:]))   # larger end of each bin
+    half = any('float16' == str(t) for p in ('output', 'input') if p in rec.layers for t in rec.layers[p].type)
+    ok   = np.array([i not in rec.bins.labels for i in range(h.shape[1])])
+    tiny = h[:, ok & (size <= edge)].sum(1)
+    near = h[:, ok & (size > edge) & (size <= edge * 64)].sum(1)
+    z    = np.array([np.nanmedian(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in zero.T])
+    with np.errstate(invalid='ignore'):
+        hit = (z > limit) & (z < .9999) & (near > .05 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)
+    if not hit.any() or not (half or hit.mean() >= .25): return
+    k = int(np.flatnonzero(hit)[0])
+    yield Finding('fp16_underflow', r.layers[k], (int(r.iter[0]), int(r.iter[-1])), float(z[k]), limit,
+                  severity(True, stuck(r)),
+                  f"{pct(z[k])} of the gradient of {r.layers[k]} is exactly zero, many are just above 6e-8, the "
+                  f"smallest number of half precision, and hardly any below it",
+                  "scale the loss (MixedPrecision does) or train in bfloat16", {'loss_scale': 1024.},
+                  tuple(np.array(r.layers)[hit]))

@@ -1,0 +1,26 @@
+"Rules about the outcome: whether anything was learned."
+from __future__ import annotations
+
+import numpy as np
+
+from .answering import num
+from .evidence import WINDOW, run, trailing
+from .findings import LOSS, Finding, rule
+
+
+@rule(needs=[LOSS],
+      source="SM LossNotDecreasing: .1 % over 10 steps. Here: not a twentieth of the constant answer's loss after 40 "
+             "rows, thresholds.py")
+def not_learning(rec, few=40):
+    "Nothing has been learned from the input at the end."
+    r = run(rec)
+    if len(r) < few or not r.has_loss or not np.isfinite(r.loss[-1]): return
+    b = r.blind
+    if not b[-WINDOW:].all() or r.falling[-1] or r.waking()[0][-1]: return
+    a   = len(b) - int(np.argmin(b[::-1])) if not b.all() else 0
+    g   = r.learned[-1]
+    was = (f"gain over the best constant answer {num(max(g, 0))} at the end" if np.isfinite(g) else
+           "gain was not measured")
+    yield Finding('not_learning', '', (int(r.iter[a]), int(r.iter[-1])), float(g), .05 * abs(r.best_constant),
+                  'critical', f"loss {num(r.first_loss)} at the start, {num(trailing(r.loss)[-1])} at the end; {was}",
+                  "see what stands before this; if nothing does: the labels, the data, the learning rate", {})
