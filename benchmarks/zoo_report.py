@@ -97,7 +97,8 @@ def judge(name, sick, rec):
             if early and early[0].rule in CASES[name].truth: when = n; break
     return bool(bad), first in CASES[name].truth, first, rep, when
 
-def report(out, seeds, half, only):
+def report(a):
+    out, seeds, half, only = a.out, a.seeds, a.half, a.only
     for h in ('tuned', 'unseen') if half == 'both' else (half,):
         tally, misses, alarms, others, when = dict(sick=0, found=0, named=0, healthy=0, false=0), [], [], {t: [0, 0] for t in OTHERS}, []
         starved = dict(right=0, wrong=0)
