@@ -9,11 +9,16 @@ import random
 import numpy as np
 import torch
 
+from . import kernels
+from .prepared import base
+
 
 class ConstantAnswer:
     """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a
     loss that draws random numbers or that changes a buffer is found out at its first use."""
-    def __init__(self, watcher): self.watcher, self.off, self.guard = watcher, False, None
+    def __init__(self, watcher):
+        self.watcher, self.off, self.guard = watcher, False, None
+        self.plain = None                         # the loss function, if it is what `_cross_entropy` computes
 
     def _give_up(self, why):
         self.off = True
@@ -25,6 +30,7 @@ class ConstantAnswer:
         if not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or pred.dim() == 0:
             return self._give_up(f"the model's answer is no float tensor but {type(pred).__name__}")
         if len(pred) < 2: return math.nan                             # the mean of one answer is that answer
+        if self.plain is loss_func and (quick := _cross_entropy(pred, yb)) is not None: return quick
         mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
         if self.guard is None: return self._first(loss_func, mean, yb)
         try:
@@ -50,7 +56,27 @@ class ConstantAnswer:
         if _put_back(kept): why = 'the loss function changes its own buffers or attributes'
         if why: return self._give_up(why)
         self.guard = drawn or mean.is_cuda
+        self.plain = loss_func if self.watcher.host is not False and _is_cross_entropy(loss_func) else None
         return out
+
+def _is_cross_entropy(loss_func):
+    "Whether it is the mean cross-entropy without weights, smoothing or hooks: torch's own, or fastai's around it."
+    if type(loss_func).__name__ == 'CrossEntropyLossFlat':
+        if loss_func.floatify or loss_func.axis not in (1, -1): return False
+        loss_func = loss_func.func
+    if loss_func is torch.nn.functional.cross_entropy: return True
+    return (type(loss_func) is torch.nn.CrossEntropyLoss and loss_func.weight is None and loss_func.reduction == 'mean'
+            and not loss_func.label_smoothing and loss_func.ignore_index < 0
+            and not loss_func._forward_hooks and not loss_func._forward_pre_hooks)
+
+def _cross_entropy(pred, yb):
+    "The cross-entropy of the mean answer in one pass over the answers, or None where it is not as simple as that."
+    if len(yb) != 1 or not isinstance(yb[0], torch.Tensor): return None
+    pred, y = base(pred), base(yb[0])
+    if not (pred.dtype is torch.float32 and y.dtype is torch.int64 and pred.dim() == 2 and y.dim() == 1 and pred.is_cpu
+            and y.is_cpu and len(y) == len(pred) and pred.is_contiguous() and y.is_contiguous()): return None
+    loss = kernels.cross_entropy_of_mean(pred.detach().numpy(), y.numpy())
+    return None if math.isnan(loss) else loss
 
 def _state_of(loss_func):
     "The tensors, numbers and plain containers that a loss function keeps, with copies of them."

@@ -70,6 +70,8 @@ def pad(a, b):
     return _grow(a, n), _grow(b, n)
 
 
+def _on_device(numbers): return not set(map(type, numbers)) <= {float, int}
+
 def _epochs(rows, more=()):
     "The [fit, epoch] of rows, after those in `more`."
     return [*more, *[list(e) for e in dict.fromkeys(tuple(r.about[:2]) for r in rows) if list(e) not in more]]
@@ -80,7 +82,7 @@ class Gathering:
     def __init__(self, plan):
         self.plan     = plan
         self.pending  = []
-        self.chunks   = []                        # [(DataFrame of iters, {key: (row, layer)})]
+        self.chunks   = []                        # [({column of iters: [number of a row]}, {key: (row, layer)})]
         self.windows  = {(p, s.name): _Windows() for p, ss in plan.hists.items() for s in ss}
         self.sites, self.site_list = {}, []       # key -> number; [dict about the site]
         self.ends     = {p: [] for p in ENDS}     # [(path, dtype)] of the model's inputs and outputs
@@ -136,7 +138,7 @@ class Gathering:
         for part in [*row.parts, row.own]:
             row.flat += part.flat
             part.n, part.flat = len(part.flat), None
-        row.at   = [k for k, v in enumerate(row.flat) if isinstance(v, torch.Tensor)]
+        row.at   = [k for k, v in enumerate(row.flat) if isinstance(v, torch.Tensor)] if _on_device(row.flat) else []
         if row.at:
             dev     = row.flat[row.at[0]].device
             row.vec = torch.stack([row.flat[k].to(dev, torch.float64 if dev.type != 'mps' else torch.float32)
@@ -179,7 +181,7 @@ class Gathering:
                                                      f"alone: {why}")
 
     def _reduce(self, rows):
-        "(DataFrame of iters, {key: (row, layer)}) of rows on the host."
+        "({column of iters: [number of a row]}, {key: (row, layer)}) of rows on the host."
         n      = len(rows)
         sizes  = {p: self.n_layers(p) for p in self.plan.stats}
         values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32)
@@ -188,12 +190,12 @@ class Gathering:
         groups = {}
         for k, r in enumerate(rows):
             groups.setdefault((r.sig, len(r.parts)), []).append(k)
-            bs   = np.array([p.bs for p in r.parts], float)
             m    = len(r.parts)
-            w    = bs / bs.sum() if bs.sum() > 0 else np.full(m, 1 / m)
+            bs   = sum(p.bs for p in r.parts)
+            mean = lambda v: sum(p.bs / bs * x if bs else x / m for p, x in zip(r.parts, v)) if m > 1 else v[0]
             fit, epoch, t = r.about
-            line = (r.parts[-1].last, fit, epoch, int(bs.sum()), float(np.dot(w, r.flat[2:2 + m])),
-                    float(np.dot(w, r.flat[2 + m:2 + 2 * m])), r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
+            line = (r.parts[-1].last, fit, epoch, bs, mean(r.flat[2:2 + m]), mean(r.flat[2 + m:2 + 2 * m]),
+                    r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
                     r.flat[1] if r.stepped else math.nan,
                     r.stepped, r.measured, r.n_accum, t)
             for c, v in zip(iters, line): iters[c].append(v)
@@ -204,7 +206,7 @@ class Gathering:
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
         if 'update' in self.plan.stats: values['update', 'lr'] = lrs
-        return pd.DataFrame(iters), values
+        return iters, values
 
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
@@ -230,7 +232,7 @@ class Gathering:
                     else:
                         for c, v in zip(cur, s.merge(tuple(c[:, sub] for c in cur), tuple(new))): c[:, sub] = v
                 with np.errstate(all='ignore'):
-                    values[p, s.name][np.ix_(which, cols)] = np.asarray(s.finish(*cur), float)
+                    values[p, s.name][which[:, None], cols] = np.asarray(s.finish(*cur), float)
 
     def _offsets(self, probe):
         "Where in what was captured at one place the numbers of each statistic stand; None: how many there are."
@@ -304,8 +306,7 @@ class Gathering:
 
     def _build(self, cost):
         chunks = [*self.chunks, self._reduce(self.held)] if self.held else self.chunks
-        iters  = [d for d, _ in chunks]
-        iters  = pd.concat(iters, ignore_index=True) if iters else pd.DataFrame({c: [] for c in ITER_COLS})
+        iters  = pd.DataFrame({c: [x for by, _ in chunks for x in by[c]] for c in ITER_COLS})
         orders = {p: self._order(p) for p in self.plan.stats}
         values, windows, units = {}, {}, {}
         for p, ss in self.plan.stats.items():
@@ -353,7 +354,7 @@ class Gathering:
                 for j, site in enumerate(order):
                     p = by.get((s.name, site))
                     if p is None: continue
-                    p = [t.detach().cpu().double().numpy() for t in p]
+                    p = [np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, float) for t in p]
                     out[k, j] = s.finish(*p)
                     if s.name != 'frac_dead': continue
                     state = unit_states(*p)

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from .gathering import Part
+from .prepared import base, warm_up
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes,
                      params_of, sites_of, tensors, unit_axis, unwrap)
 from .processes import Processes
-from .views import View, plain, warm_up
+from .views import View, plain
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 
@@ -181,15 +182,29 @@ class Hooks:
                 site = self.log.sites[name, path, after] = len(self.log.site_list)
                 self.log.site_list.append(dict(name=name, path=path, type=type(module).__name__, after=after,
                                            shape='x'.join(map(str, t.shape[1:])), numel=math.prod(t.shape[1:])))
-            if 'activation' in self.plan.stats:
-                dim = self.plan.unit_dim if self.plan.unit_dim is not None else axis
-                dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
-                dim = dim if t.dim() > 1 and self.plan.units else None
-                v   = View(t, self.plan.sample, dim, bounds, host=self.host)
-                if v.unit_dim is not None and v.n: self._capture_units(site, v)
-                self._capture(self.part, 'activation', site, v)
+            if 'activation' in self.plan.stats: self._read_site((name, path, after), site, base(t), axis, bounds)
             if   t.requires_grad:               self._ask(t, site, bounds)
             elif not torch.is_grad_enabled():   self.blind.add(site)
+
+    def _read_site(self, key, site, t, axis, bounds):
+        plan, part = self.plan, self.part
+        dim = plan.unit_dim if plan.unit_dim is not None else axis
+        dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
+        dim = dim if t.dim() > 1 and plan.units else None
+        if 'activation' in plan.at_once and not self.dormancy and self.host is not False:
+            place = self.places.find(key, t, dim, plan.sample, ('n', *plan.reads['activation']), hist=True)
+            found = place and place.site(t)
+            if found:
+                numbers, hist, units = found
+                part.sig.append(('activation', site))
+                part.flat += numbers
+                for s in plan.hists['activation']: part.hists.append(('activation', s.name, site, hist))
+                if dim is None: return
+                part.units += [((s.name, site), s, units) for s in plan.units if s.name == 'frac_dead']
+                return
+        v = View(t, plan.sample, dim, bounds, host=self.host)
+        if v.unit_dim is not None and v.n: self._capture_units(site, v)
+        self._capture(part, 'activation', site, v)
 
     def _saw_again(self, place, output):
         """A checkpoint runs a module again in the backward pass. If it is reentrant, only this run has a gradient;
@@ -282,6 +297,9 @@ class Hooks:
 
     def _scalar(self, x):
         if not isinstance(x, torch.Tensor): return float(x)
+        x = base(x)
+        if x.dtype is torch.float32 and x.is_cpu and self.host is not False and x.numel() == 1:
+            return x.detach().numpy().item()
         x = x.detach()
         if x.numel() != 1: x = x.float().mean()
         x = x.as_subclass(torch.Tensor).reshape(())

@@ -5,11 +5,14 @@ costs: sum, squares and extremes together take 0.2 ns an element here, apart 0.9
 here but shows in the sums, which are then not finite; the caller takes the careful way.
 """
 import numpy as np
-from numba import njit
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
 LOOSE = {'nnan', 'nsz', 'reassoc', 'contract'}      # lets the loops use vector registers; see above for NaN
 ABS   = np.int32(0x7fffffff)                        # the magnitude bits of a float32
 INF   = np.int32(0x7f800000)
+FEW   = 512                                         # elements below which tables of counts are not worth their making
+TINY, HUGE = 1e-30, 1e37                            # sums of squares between them fit a float32, as do the squares
 BLOCK = 1024                                        # elements that one float32 sum runs over: more drift
 
 
@@ -19,6 +22,14 @@ def compiled(**options):
         try: return njit(cache=True, nogil=True, **options)(f)
         except RuntimeError: return njit(nogil=True, **options)(f)
     return wrap
+
+
+@intrinsic
+def floats_at(typingctx, address):
+    "The float32 at an address, `Tensor.data_ptr()`: half of what a NumPy view of a tensor costs is its making."
+    def code(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+    return types.CPointer(types.float32)(types.int64), code
 
 
 @compiled(fastmath=LOOSE)
@@ -47,19 +58,23 @@ def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,
 
 
 @compiled()
-def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float32; hist: (bin,), written
-    """Counts by the top 11 bits, in four tables in turn, since many zeros in a row would wait for one another; and how
-    many are zero, how many have magnitude bits below `near`, how many are not finite."""
-    raw = np.zeros((4, 2048), np.int32)
-    n   = len(bits) // 4 * 4
+def count_patterns(bits, raw):                      # bits: (n,) int32 of float32; raw: (4, 2048) int32, written
+    """Counts by the top 11 bits, into four tables in turn, since many zeros in a row would wait for one another; all
+    are added up in the first."""
+    raw[:] = 0
+    n = len(bits) // 4 * 4
     for i in range(0, n, 4):
         raw[0, (bits[i    ] >> 21) + 1024] += 1
         raw[1, (bits[i + 1] >> 21) + 1024] += 1
         raw[2, (bits[i + 2] >> 21) + 1024] += 1
         raw[3, (bits[i + 3] >> 21) + 1024] += 1
     for i in range(n, len(bits)): raw[0, (bits[i] >> 21) + 1024] += 1
-    hist[:] = 0
-    for i in range(2048): hist[bin_of_pattern[i]] += raw[0, i] + raw[1, i] + raw[2, i] + raw[3, i]
+    for i in range(2048): raw[0, i] += raw[1, i] + raw[2, i] + raw[3, i]
+
+
+@compiled()
+def rare(bits, near):                               # bits: (n,) int32 of float32
+    "How many are zero, how many have magnitude bits below `near`, how many are not finite."
     zeros = small = bad = np.int32(0)
     for i in range(len(bits)):
         m      = bits[i] & ABS
@@ -70,91 +85,214 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
 
 
 @compiled()
-def site(x, stride, sample, near, bin_of_pattern, hist, lo, hi):
-    """All that is read of an activation. x: (row, column), its columns (repeat, unit, rest) by the shapes of `lo` and
-    `hi` (repeat, unit, rest), which are written as scratch, their first (0, :, 0) being the extremes of the units;
-    hist: (bin,), sample: (n,) or empty where all is read, both written. Returns sum, squares, least, greatest and what
-    `tally` returns."""
+def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float32; hist: (bin,), written
+    "Counts over the bins, and what is `rare`."
+    raw = np.empty((4, 2048), np.int32)
+    count_patterns(bits, raw)
+    hist[:] = 0
+    for i in range(2048): hist[bin_of_pattern[i]] += raw[0, i]
+    return rare(bits, near)
+
+
+@compiled()
+def finished(n, total, squares, least, greatest, tiny, huge, out):    # out: (6,), written
+    """n, sum, ||x - mean||, norm, least, greatest of n elements; False if they need more care: NaN, Inf, a mean beyond
+    10 std, or a sum of squares that is not between `tiny` and `huge`, where the squares fit their type."""
+    of_mean = total * total / n
+    out[0], out[1], out[2], out[3] = n, total, np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
+    out[4], out[5] = least, greatest
+    if not (np.isfinite(total) and squares < huge): return False
+    if squares <= tiny and (least != 0 or greatest != 0): return False
+    return of_mean <= 100 * (squares - of_mean) or squares == 0
+
+
+@compiled()
+def whole(address, n, lo, hi, out):                 # lo, hi: (1024,) scratch; out: (6,), written
+    "The moments of n float32, as `finished` gives them; returns False if they need more care."
+    x    = carray(floats_at(address), (n,))
+    none = x[:0]
+    k    = len(x) // 1024
+    rest = x[k * 1024:]
+    total = squares = 0.
+    least = greatest = x[0]
+    if k:
+        total, squares = moments(x[:k * 1024].reshape(k, 1024), lo, hi, none, 1)
+        least, greatest = lo.min(), hi.max()
+    if len(rest):
+        t, q = moments(rest.reshape(1, -1), lo, hi, none, 1)
+        total, squares = total + t, squares + q
+        least, greatest = min(least, lo[:len(rest)].min()), max(greatest, hi[:len(rest)].max())
+    return finished(len(x), total, squares, least, greatest, TINY, HUGE, out)
+
+
+@compiled()
+def site(address, rows, stride, sample, near, bin_of_pattern, hist, lo, hi, units, out):
+    """All that is usually read of an activation of float32. Its rows have the columns (repeat, unit, rest) of `lo` and
+    `hi`, which are scratch, as `sample` is: (n,), or empty where all is read. Written: hist (bin,), units (2, unit),
+    the extremes of each, and out (9,): what `finished` gives, then zeros, near zeros and non-finite ones. Returns False
+    if the moments need more care."""
+    x = carray(floats_at(address), (rows, lo.size))
     total, squares = moments(x, lo.reshape(-1), hi.reshape(-1), sample, stride)
     bits = x.reshape(-1).view(np.int32) if stride == 1 else sample.view(np.int32)
-    zeros, close, bad = tally(bits, near, bin_of_pattern, hist)
+    out[6], out[7], out[8] = tally(bits, near, bin_of_pattern, hist)
+    scale = x.size / len(bits)
+    if scale != 1.:
+        for i in range(len(hist)): hist[i] *= scale
+        for i in range(6, 9): out[i] *= scale
     least, greatest = lo[0, 0, 0], hi[0, 0, 0]
     for u in range(lo.shape[1]):
         a, b = lo[0, u, 0], hi[0, u, 0]
         for k in range(lo.shape[0]):
             for i in range(lo.shape[2]): a, b = min(a, lo[k, u, i]), max(b, hi[k, u, i])
-        lo[0, u, 0], hi[0, u, 0] = a, b
+        units[0, u], units[1, u] = a, b
         least, greatest = min(least, a), max(greatest, b)
-    return total, squares, least, greatest, zeros, close, bad
+    return finished(x.size, total, squares, least, greatest, TINY, HUGE, out)
 
 
 @compiled()
-def select(keys, k):                                # keys: (n,) uint32
-    "The k-th smallest (from 0), by three passes of counting."
-    known = np.uint32(0)
-    for step in range(3):
-        shift, above, width = (21, 0, 2048) if step == 0 else (10, 21, 2048) if step == 1 else (0, 10, 1024)
-        counts = np.zeros(width, np.int32)
-        if step == 0:
-            for i in range(len(keys)): counts[keys[i] >> shift] += 1
-        else:
-            for i in range(len(keys)):
-                if keys[i] >> above == known: counts[(keys[i] >> shift) & (width - 1)] += 1
-        j = 0
-        while k >= counts[j]:
-            k -= counts[j]
-            j += 1
-        known = np.uint32(known * width + j)
-    return known
+def select(keys, k):                                # keys: (n,), reordered
+    "The k-th smallest (from 0): Hoare's quickselect, the middle one as pivot."
+    lo, hi = 0, len(keys) - 1
+    while lo < hi:
+        pivot, i, j = keys[(lo + hi) // 2], lo, hi
+        while i <= j:
+            while keys[i] < pivot: i += 1
+            while keys[j] > pivot: j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i, j = i + 1, j - 1
+        if   k <= j: hi = j
+        elif k >= i: lo = i
+        else: break
+    return keys[k]
+
+
+@compiled()
+def middle_of(bits, raw, keys):                     # bits: (n,) int32; raw: of `count_patterns`; keys: (n,) scratch
+    """The bits of the lower median, and of that of the magnitudes: the counts say which pattern holds it, so only the
+    few numbers of that pattern are looked at. NaN has no place here."""
+    k, j = (len(bits) - 1) // 2, 1023               # upwards: patterns 1023 to 0 are the negative numbers, then 1024 on
+    while k >= raw[0, j]:
+        k -= raw[0, j]
+        j  = j - 1 if 0 < j < 1024 else 1024 if j == 0 else j + 1
+    n = 0
+    for i in range(len(bits)):
+        if (bits[i] >> 21) + 1024 == j:
+            keys[n] = bits[i] & ABS
+            n      += 1
+    signed = np.int64(select(keys[:n], k)) if j >= 1024 else np.int64(select(keys[:n], n - 1 - k)) - 0x80000000
+    k, j = (len(bits) - 1) // 2, 0
+    while k >= raw[0, j] + raw[0, j + 1024]:
+        k -= raw[0, j] + raw[0, j + 1024]
+        j += 1
+    n = 0
+    for i in range(len(bits)):
+        m = bits[i] & ABS
+        if m >> 21 == j:
+            keys[n] = m
+            n      += 1
+    return signed, np.int64(select(keys[:n], k))
+
+
+@compiled()
+def middle_of_few(bits, keys):                      # bits: (n,) int32; keys: (n,) scratch
+    "The same of a handful."
+    n, k = len(bits), (len(bits) - 1) // 2
+    for i in range(n): keys[i] = bits[i] ^ ((bits[i] >> np.int32(31)) & ABS)            # in the order of the floats
+    a = select(keys[:n], k)
+    a = np.int64(a ^ ((a >> np.int32(31)) & ABS))
+    for i in range(n): keys[i] = bits[i] & ABS
+    return a, np.int64(select(keys[:n], k))
 
 
 @compiled(fastmath=LOOSE)
-def small(x, ends, wide, near, bin_of_pattern, out, middle, hist):
+def sums(x):                                        # x: (n,) float32
+    "Sum, sum of squares and of magnitudes, in float64."
+    total = squares = mags = 0.
+    for i in range(len(x)):
+        v        = np.float64(x[i])
+        total   += v
+        squares += v * v
+        mags    += abs(v)
+    return total, squares, mags
+
+
+@compiled()
+def extremes(bits):                                 # bits: (n,) int32 of float32
+    "The bits of the least and the greatest: as integers, which vector registers compare, in the order of the floats."
+    lo, hi = ABS, ~ABS
+    for i in range(len(bits)):
+        k  = bits[i] ^ ((bits[i] >> np.int32(31)) & ABS)
+        lo = min(lo, k)
+        hi = max(hi, k)
+    return lo ^ ((lo >> np.int32(31)) & ABS), hi ^ ((hi >> np.int32(31)) & ABS)
+
+
+@compiled()
+def small(x, ends, wide, near, bin_of_pattern, out, hist):
     """All statistics of many small tensors that lie one behind the other in `x`, tensor `t` up to `ends[t]`.
 
-    out: (tensor, 10), written: number, sum, ||x - mean||, norm, least, greatest, sum of magnitudes, zeros, near zeros,
-    non-finite; middle: (tensor, 2), written: the bits of the lower median and of that of the magnitudes; hist:
-    (tensor, bin), written where `wide[t]`. A tensor that needs more care than this has a number of -1.
+    Written: out (tensor, 12): what `finished` gives, then sum of magnitudes, zeros, near zeros, non-finite, the lower
+    median and that of the magnitudes; hist (tensor, bin), where `wide[t]`. A tensor that needs more care than this has
+    a number of -1; returns whether none does.
     """
-    start = 0
-    bits  = x.view(np.int32)
+    start  = 0
+    bits   = x.view(np.int32)
+    raw    = np.empty((4, 2048), np.int32)
+    keys   = np.empty(len(x) + 1, np.int32)
+    floats = keys.view(np.float32)
+    all_fine = True
     for t in range(len(ends)):
-        part    = x[start:ends[t]]
-        marks   = bits[start:ends[t]]
-        n       = len(part)
-        total   = squares = mags = 0.
-        lo = hi = part[0]
-        for i in range(n):
-            v        = np.float64(part[i])
-            total   += v
-            squares += v * v
-            mags    += abs(v)
-            lo       = min(lo, part[i])
-            hi       = max(hi, part[i])
-        zeros   = close = bad = np.int32(0)
-        signed  = np.empty(n, np.uint32)            # in the order of the floats
-        plain   = np.empty(n, np.uint32)            # in the order of the magnitudes
-        for i in range(n):
-            m      = marks[i] & ABS
-            zeros += m < 1
-            close += m < near
-            bad   += m >= INF
-            plain[i]  = np.uint32(m)
-            signed[i] = np.uint32(m) + np.uint32(0x80000000) if marks[i] >= 0 else np.uint32(0x7fffffff) - np.uint32(m)
-        k = (n - 1) // 2
-        if n <= 64:
-            signed.sort()
-            plain.sort()
-            a, b = signed[k], plain[k]
-        else: a, b = select(signed, k), select(plain, k)
-        middle[t, 0] = np.int64(a) - 0x80000000 if a >= 0x80000000 else -np.int64(a) - 1
-        middle[t, 1] = np.int64(b)
-        of_mean = total * total / n
-        careful = bad > 0 or squares - of_mean < of_mean / 100 or squares == 0 and (lo != 0 or hi != 0)
-        out[t, 0], out[t, 1] = -1 if careful else n, total
-        out[t, 2], out[t, 3] = np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
-        out[t, 4], out[t, 5], out[t, 6], out[t, 7], out[t, 8], out[t, 9] = lo, hi, mags, zeros, close, bad
-        if wide[t]: tally(marks, near, bin_of_pattern, hist[t])
+        marks = bits[start:ends[t]]
+        total, squares, mags = sums(x[start:ends[t]])
+        keys[0], keys[1]     = extremes(marks)
+        fine = finished(len(marks), total, squares, floats[0], floats[1], 0., np.inf, out[t])
+        out[t, 6] = mags
+        out[t, 7], out[t, 8], out[t, 9] = rare(marks, near)
+        if not fine or out[t, 9] > 0:
+            out[t, 0], all_fine = -1, False
+        elif len(marks) <= FEW:
+            keys[0], keys[1]     = middle_of_few(marks, keys)
+            out[t, 10], out[t, 11] = floats[0], floats[1]
+            if wide[t]:
+                hist[t] = 0
+                for i in range(len(marks)): hist[t, bin_of_pattern[(marks[i] >> 21) + 1024]] += 1
+        else:
+            count_patterns(marks, raw)
+            keys[0], keys[1]     = middle_of(marks, raw, keys)
+            out[t, 10], out[t, 11] = floats[0], floats[1]
+            if wide[t]:
+                hist[t] = 0
+                for i in range(2048):
+                    if raw[0, i]: hist[t, bin_of_pattern[i]] += raw[0, i]
+        start = ends[t]
+    return all_fine
+
+
+@compiled()
+def cross_entropy_of_mean(x, y):                    # x: (example, class), y: (example,) classes
+    "The mean cross-entropy when every example is given the mean of x; NaN where a y is no class or an x is not finite."
+    n, c = x.shape
+    mean = np.zeros(c)
+    for i in range(n):
+        for j in range(c): mean[j] += x[i, j]
+    mean  /= n
+    total  = 0.
+    for i in range(n):
+        if not 0 <= y[i] < c: return np.nan
+        total += mean[y[i]]
+    top  = mean.max()
+    loss = np.log(np.exp(mean - top).sum()) + top - total / n
+    return loss if np.isfinite(loss) else np.nan
+
+
+@compiled()
+def line_up(addresses, ends, x):                    # addresses: (tensor,) int64; x: (n,), written
+    "Copy many tensors of float32, one behind the other, tensor `t` up to `ends[t]`."
+    start = 0
+    for t in range(len(ends)):
+        part = carray(floats_at(addresses[t]), (ends[t] - start,))
+        for i in range(len(part)): x[start + i] = part[i]
         start = ends[t]
 
 

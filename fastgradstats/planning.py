@@ -3,10 +3,11 @@ from __future__ import annotations
 
 from operator import attrgetter
 
-from .probes import PROBES, check_modules
+from .prepared import MOMENTS, SITE_READS, SMALL_READS
+from .probes import ENDS, PROBES, check_modules
 from .record import RESERVED
 from .stats import STATISTICS, resolve
-from .views import SAMPLE, SMALL_READS
+from .views import SAMPLE
 
 DEFAULTS = dict(
     grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite',
@@ -56,8 +57,11 @@ class Plan:
         self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
         self.get     = {p: attrgetter('n', *a) if a else _only_n
                         for p, a in self.reads.items()}      # 'n' first: always a tuple
-        self.small   = {p: set(a) <= set(SMALL_READS) and all(s.reads for s in self.scalars[p])
-                        for p, a in self.reads.items()}
+        plain = lambda p, known: set(self.reads[p]) <= set(known) and all(s.reads for s in self.scalars[p])
+        self.small   = {p for p in self.stats if plain(p, SMALL_READS)}
+        self.at_once = {p for p, ss in self.stats.items() if all(STATISTICS.get(s.name) is s for s in ss) and
+                        (p in ENDS and plain(p, MOMENTS) and not self.hists[p] or
+                         p == 'activation' and plain(p, SITE_READS))}
         self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
 
     def __reduce__(self):

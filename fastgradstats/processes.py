@@ -67,7 +67,8 @@ def _share(log, fired):
         rows.append(parts)
     windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in log.windows.items()
                if key[0] not in PARAMETERS}
-    units   = [{key: [t.detach().cpu() for t in p] for key, p in by.items()}
+    numpy   = lambda t: t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else t
+    units   = [{key: [numpy(t) for t in p] for key, p in by.items()}
                for by in [*[c[3] for c in log.closed], log.now]]
     sites   = [(key, log.site_list[i]) for key, i in log.sites.items()]
     return dict(share, rows=rows, sigs=list(sigs), sites=sites, ends=log.ends, windows=windows, units=units)
@@ -118,5 +119,6 @@ def _take(log, other):
     for mine, theirs in zip([*[by for *_, by in log.closed], log.now], other['units']):
         for (stat, i), p in theirs.items():
             key = stat, site[i]
-            p   = tuple(torch.as_tensor(t, device=mine[key][0].device) for t in p) if key in mine else tuple(p)
-            mine[key] = merge[stat](mine[key], p) if key in mine else p
+            if key in mine and isinstance(mine[key][0], torch.Tensor):
+                p = [torch.as_tensor(t, device=mine[key][0].device) for t in p]
+            mine[key] = merge[stat](mine[key], tuple(p)) if key in mine else tuple(p)

@@ -98,6 +98,9 @@ def _extreme(f):
         return np.where(np.asarray(n) == 0, y, np.where(np.asarray(m) == 0, x, f(x, y))), n + m
     return merge
 
+def _minimum(a, b): return (torch if isinstance(a, torch.Tensor) else np).minimum(a, b)
+def _maximum(a, b): return (torch if isinstance(a, torch.Tensor) else np).maximum(a, b)
+
 def unit_states(lo, hi):
     "0 alive, 1 dead (the unit's output did not vary at all), 2 non-finite.  # (unit,) int8"
     return np.where(~(np.isfinite(lo) & np.isfinite(hi)), 2, np.where(lo == hi, 1, 0)).astype(np.int8)
@@ -144,7 +147,7 @@ frac_saturated      = _share('frac_saturated', 'n_saturated', 'Share within 3 % 
 hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',),
                        doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
 frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,
-                         lambda a, b: (torch.minimum(a[0], b[0]), torch.maximum(a[1], b[1])),
+                         lambda a, b: (_minimum(a[0], b[0]), _maximum(a[1], b[1])),
                          _dead, kind='unit',
                          doc='Share of the units whose output did not vary over any example and position of the '
                              'window.')

@@ -9,7 +9,8 @@ import torch
 from . import kernels
 from .gathering import Row
 from .hooking import timed
-from .views import SMALL, View, read_small, small_ones, together
+from .prepared import SMALL, small_ones
+from .views import View
 
 
 class Steps:
@@ -51,7 +52,7 @@ class Steps:
         norms, diff = {}, {}
         with torch.no_grad():
             if self._few:
-                now, ends = together([self.got[k][1] for k in self._few])
+                now, ends = self.places.line_up([self.got[k][1] for k in self._few])
                 found     = np.empty(len(ends))
                 kernels.distances(now, self._kept, ends, found)
                 norms     = dict(zip(self._few, found.tolist()))
@@ -69,7 +70,7 @@ class Steps:
         fast, norms, rest = self.host is not False and 'update' in self.plan.only_norm, {}, []
         self._few = small_ones([p for _, p in self.got]) if fast else []
         if self._few:
-            self._kept, ends = together([self.got[k][1] for k in self._few])
+            self._kept, ends = self.places.line_up([self.got[k][1] for k in self._few], 'kept')
             found = np.empty(len(ends))
             kernels.norms(self._kept, ends, found)
             norms = dict(zip(self._few, found.tolist()))
@@ -120,8 +121,8 @@ class Steps:
             return norms
         sample = self.plan.sample if sample is ... else sample
         done   = {}
-        if self.host is not False and self.plan.small[probe] and (sample is None or sample >= SMALL):
-            which, numbers, norms, hists = read_small(ts, ['n', *self.plan.reads[probe]])
+        if self.host is not False and probe in self.plan.small and (sample is None or sample >= SMALL):
+            which, numbers, norms, hists = self.places.read_small(ts, ['n', *self.plan.reads[probe]])
             for k, found, norm, hist in zip(which, numbers, norms, hists):
                 i, p    = self.got[k]
                 done[k] = norm
@@ -141,7 +142,7 @@ class Steps:
         out = dict(known)
         few = small_ones(ts) if len(out) < len(ts) and self.host is not False else []
         if few:
-            x, ends = together([ts[k] for k in few])
+            x, ends = self.places.line_up([ts[k] for k in few])
             found   = np.empty(len(ends))
             kernels.norms(x, ends, found)
             out.update(zip(few, found.tolist()))

@@ -15,8 +15,7 @@ from . import kernels
 
 SAMPLE    = 65536        # tensors with more elements are sampled for what is not a moment; see `stride_of`
 NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the | |
-_NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
-SMALL     = 16384        # tensors of up to so many elements are read many in one call
+NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
 CHUNK     = 1024      # elements that a float32 sum of squares may run over: 8,192 are wrong by 7e-6, 12 million by 5e-4
 
 
@@ -110,6 +109,15 @@ class lazy:
         return value
 
 
+def rows_of(shape, d):
+    """How a contiguous tensor with its units on axis d, the second or the last, is read by rows: (row, column), and its
+    columns as (repeat, unit, rest); short rows are read several at once."""
+    n, U = math.prod(shape), shape[d]
+    wide = n // shape[0] if d == 1 else U
+    k    = 1
+    while k * wide < 256 and n // wide % (2 * k) == 0: k *= 2
+    return (n // (k * wide), k * wide), (k, U, wide // U)
+
 class View:
     """One tensor and the reductions of it that statistics share, each computed once.
 
@@ -139,7 +147,6 @@ class View:
         if not self.host or not self.n: return None
         x, units = self._rows()
         if x is None: return None
-        if units and self.sampled and x.dtype == np.float32: return self._site(x, units)
         lo, hi = np.empty((2, x.shape[1]), x.dtype)
         rest   = self.flat.numpy()[x.size:]
         sample = np.empty(self.n_sampled if self.sampled and self.stride > 1 and not len(rest) else 0, x.dtype)
@@ -149,26 +156,9 @@ class View:
             few = np.empty((2, len(rest)), x.dtype)
             t, q = kernels.moments(rest[None], *few, sample, 1)
             total, squares, lo[0], hi[0] = total + t, squares + q, min(lo[0], few[0].min()), max(hi[0], few[1].max())
-        if not (math.isfinite(total) and squares < 1e37): return None        # NaN, Inf, or squares beyond a float32
-        if squares < 1e-30 and (lo.min() or hi.max()): return None           # squares too small for one
+        if not (math.isfinite(total) and squares < kernels.HUGE): return None   # NaN, Inf, or squares beyond a float32
+        if squares < kernels.TINY and (lo.min() or hi.max()): return None       # squares too small for one
         return total, squares, lo, hi, units
-
-    def _site(self, x, units):
-        "All that is usually asked of an activation, in one call."
-        k, U, _ = units
-        lo, hi  = np.empty((2, k, U, x.shape[1] // (k * U)), np.float32)
-        hist    = np.empty(N_BINS)
-        sample  = np.empty(self.n_sampled if self.stride > 1 else 0, np.float32)
-        total, squares, least, greatest, zero, near, bad = kernels.site(x, self.stride, sample, _NEAR_BITS,
-                                                                        BIN_OF_PATTERN,
-                                                                       hist, lo, hi)
-        known, scale = self.__dict__, self.scale
-        if len(sample): known['sample'] = sample
-        if not (math.isfinite(total) and squares < 1e37) or squares < 1e-30 and (least or greatest): return None
-        known.update(n_zero=zero * scale, n_near_zero=near * scale, n_nonfinite=bad * scale, hist=hist * scale,
-                     sum=total,
-                     min=least, max=greatest)
-        return total, squares, lo[0, :, 0].copy(), hi[0, :, 0].copy(), (1, U, 1)
 
     def _rows(self):
         "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
@@ -177,14 +167,10 @@ class View:
             k = self.n // 1024
             return (x[:k * 1024].reshape(k, 1024) if k else x[None]), None
         x, d = self.x, self.unit_dim % self.x.dim()
-        U    = x.shape[d]
-        if   x.is_contiguous() and d == 1:           x = x.numpy().reshape(len(x), -1)
-        elif x.is_contiguous() and d == x.dim() - 1: x = x.numpy().reshape(-1, U)
-        elif self.by_unit is not None and self.by_unit.is_contiguous(): x = self.by_unit.numpy()
-        else: return None, None
-        k = 1
-        while k * x.shape[1] < 256 and len(x) % (2 * k) == 0: k *= 2         # short rows are read several at once
-        return (x.reshape(-1, k * x.shape[1]) if k > 1 else x), (k, U, -1)
+        if not (x.is_contiguous() and d in (1, x.dim() - 1)): x, d = self.by_unit, 1
+        if x is None or not x.is_contiguous(): return None, None
+        rows, units = rows_of(tuple(x.shape), d)
+        return x.numpy().reshape(rows), units
 
     @lazy
     def sum(self):
@@ -230,6 +216,7 @@ class View:
         if self._pass: return float(self._pass[2].min()), float(self._pass[3].max())
         if self.unit_dim is not None and 'unit_extremes' in self.__dict__: lo, hi = self.unit_extremes
         else:                                                              lo, hi = self.flat, self.flat
+        if isinstance(lo, np.ndarray): return float(lo.min()), float(hi.max())
         return self.read(lo.amin()), self.read(hi.amax())
     @lazy
     def min(self): return self._extremes[0]
@@ -253,7 +240,7 @@ class View:
         "(counts of the bins, zeros, near zeros, non-finite) of the sample."
         hist, s = np.empty(N_BINS), self.sample
         if s.dtype != np.float32: s = _to_float32(torch.from_numpy(s)).numpy()
-        return hist, *kernels.tally(s.view(np.int32), _NEAR_BITS, BIN_OF_PATTERN, hist)
+        return hist, *kernels.tally(s.view(np.int32), NEAR_BITS, BIN_OF_PATTERN, hist)
 
     def count(self, mask):
         "How many elements of the tensor the mask over its sample stands for."
@@ -332,14 +319,15 @@ class View:
         if self.unit_dim is None or not self.n: return self._no_units(math.inf), self._no_units(-math.inf)
         if self._pass:
             *_, lo, hi, units = self._pass
-            if units == (1, len(lo), 1): return torch.from_numpy(lo), torch.from_numpy(hi)
-            return (torch.from_numpy(lo.reshape(units).min(axis=(0, 2))),
-                    torch.from_numpy(hi.reshape(units).max(axis=(0, 2))))
-        return self.over_units(torch.amin), self.over_units(torch.amax)                          # (unit,), (unit,)
-    def _no_units(self, value): return self.x.new_full((self.x.shape[self._unit_axis],), value)
+            return lo.reshape(units).min(axis=(0, 2)), hi.reshape(units).max(axis=(0, 2))
+        lo, hi = self.over_units(torch.amin), self.over_units(torch.amax)                        # (unit,), (unit,)
+        return (lo.numpy(), hi.numpy()) if self.host else (lo, hi)
+    def _no_units(self, value):
+        v = self.x.new_full((self.x.shape[self._unit_axis],), value)
+        return v.numpy() if self.host else v
     @lazy
     def unit_abs_sum(self):
-        if not self.n: return self._no_units(0.)
+        if not self.n: return torch.as_tensor(self._no_units(0.))
         wide = None if self.x.device.type == 'mps' else torch.float64
         return self.over_units(lambda x, dim: torch.linalg.vector_norm(x, 1, dim=dim, dtype=wide))         # (unit,)
 
@@ -347,53 +335,9 @@ class View:
 @lru_cache(maxsize=None)
 def _bin_of_pattern_on(device): return torch.from_numpy(BIN_OF_PATTERN).to(device)
 
-SMALL_READS = ('n', 'sum', 'm2_root', 'norm', 'min', 'max', 'abs_sum', 'n_zero', 'n_near_zero', 'n_nonfinite', 'median',
-               'abs_median')
-
-def small_ones(tensors):
-    "Which of the tensors can be read many in one call: small ones of float32 on the CPU."
-    return [k for k, t in enumerate(tensors) if t.dtype == torch.float32 and 0 < t.numel() <= SMALL
-            and t.device.type == 'cpu' and t.layout == torch.strided]
-
-def together(tensors):
-    "A copy of their elements, one tensor behind the other, and where each ends.  # (n,), (tensor,)"
-    return torch.cat([t.detach().reshape(-1) for t in tensors]).numpy(), _ends(tuple(t.numel() for t in tensors))
-
-@lru_cache(maxsize=64)
-def _ends(sizes): return np.cumsum(sizes)
-
-def read_small(tensors, names):
-    """Read all the small ones of `tensors` in one call. Returns which were read; their numbers, (tensor, name), names
-    among SMALL_READS; their norms; their histograms, (tensor, bin), of those with two or more dimensions. What is not
-    finite, or has a mean beyond 10 std, is left to a View."""
-    few = small_ones(tensors)
-    if not few: return [], [], [], []
-    x, ends = together([tensors[k] for k in few])
-    wide    = np.array([tensors[k].dim() > 1 for k in few])
-    out, middle, hists = (np.empty((len(few), len(SMALL_READS))), np.empty((len(few), 2), np.int32),
-                          np.empty((len(few), N_BINS)))
-    kernels.small(x, ends, wide, _NEAR_BITS, BIN_OF_PATTERN, out[:, :10], middle, hists)
-    out[:, 10:] = middle.view(np.float32)
-    if out[:, 0].min() < 0:
-        kept = np.flatnonzero(out[:, 0] > 0)
-        few, out, hists = [few[k] for k in kept], out[kept], hists[kept]
-    return few, out[:, [SMALL_READS.index(a) for a in names]].tolist(), out[:, 3].tolist(), hists
-
 def _to_float32(s):
     "A float64 tensor as float32 that stays non-zero and finite where it was."
     if s.dtype == torch.float32: return s
     t = s.float()
     t = torch.where((t == 0) & (s != 0), torch.copysign(torch.full_like(t, 2. ** -149), t), t)
     return torch.where(torch.isinf(t) & torch.isfinite(s), torch.copysign(torch.full_like(t, _BIGGEST), t), t)
-
-
-@lru_cache(maxsize=None)
-def warm_up():
-    "Compile, or load from disk, what the first batch would otherwise wait for."
-    read_small([torch.ones(2, 3)], SMALL_READS)
-    View(torch.ones(2, 3))._pass
-    v = View(torch.ones(2, 3), unit_dim=1)
-    v.unit_extremes, v.hist, v.median
-    x = np.ones(2, np.float32)
-    kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())
-    kernels.norms(x, _ends((2,)), np.empty(1)), kernels.distances(x, x, _ends((2,)), np.empty(1))

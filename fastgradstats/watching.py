@@ -18,6 +18,7 @@ import torch
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .hooking import BACKWARD, FORWARD, OFF, Hooks, timed
 from .planning import DEFAULTS, Plan
+from .prepared import Places, base
 from .probes import tensors, unwrap
 from .stepping import Steps
 from .views import View
@@ -46,6 +47,7 @@ class Watcher(Hooks, Steps):
         self._since = None
         self._old   = {}
         self._few   = []
+        self.places = Places()
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
@@ -100,12 +102,24 @@ class Watcher(Hooks, Steps):
     def capture_end(self, probe, x):
         "The model's input or output."
         if self.part is None or not self.row.measured or probe not in self.plan.stats: return
+        if isinstance(x, torch.Tensor) and self._read_end(probe, base(x)): return
         for path, t in tensors(x):
             if not t.is_floating_point(): self._unreal(f'{probe}{path}', t); continue
             names = self.log.ends[probe]
             if path not in [n for n, *_ in names]: names.append((path, str(t.dtype).replace('torch.', '')))
             self._capture(self.part, probe, [n for n, _ in names].index(path),
                           View(t, self.plan.sample, host=self.host, sampled=self.plan.sampled[probe]))
+
+    def _read_end(self, probe, t):
+        "In one call, where that is possible."
+        if probe not in self.plan.at_once or self.host is False: return False
+        if [n for n, _ in self.log.ends[probe][:1]] != ['']: return False              # it has had other parts before
+        place   = self.places.find(probe, t, None, None, ('n', *self.plan.reads[probe]))
+        numbers = place and place.moments(t)
+        if not numbers: return False
+        self.part.sig.append((probe, 0))
+        self.part.flat += numbers
+        return True
 
     @timed
     def loss(self, loss, constant=None):

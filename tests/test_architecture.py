@@ -17,11 +17,13 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 
 # --- the dependency diagram -----------------------------------------------------------------------------------------
 # module -> the modules of ours that it may import, anywhere in the file (also inside a function)
-LEAVES    = dict(storing='', record='storing', kernels='', views='kernels', stats='views', probes='', thresholds='')
-TRAINING  = dict(planning='probes record stats views', gathering='probes record stats views', constant='',
+LEAVES    = dict(storing='', record='storing', kernels='', views='kernels', stats='views', probes='',
+                 prepared='kernels views', thresholds='')
+TRAINING  = dict(planning='prepared probes record stats views', gathering='probes record stats views',
+                 constant='kernels prepared',
                  processes='gathering probes',
-                 hooking='gathering probes processes views', stepping='gathering hooking kernels views',
-                 watching='gathering hooking planning probes stepping views', data='')
+                 hooking='gathering prepared probes processes views', stepping='gathering hooking kernels prepared views',
+                 watching='gathering hooking planning prepared probes stepping views', data='')
 RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
                  evidence='reading thresholds', findings='answering evidence',
@@ -35,7 +37,8 @@ COATS     = dict(callbacks='constant diagnosing planning watching plots reportin
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
 LIGHT     = {'record', 'storing', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
-NO_FASTAI = {'watching', 'hooking', 'stepping', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes', 'kernels'}      # any PyTorch loop
+NO_FASTAI = {'watching', 'hooking', 'stepping', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes',
+             'kernels', 'prepared'}      # any PyTorch loop
 
 def imports(path):
     "(modules of ours, top-level packages of others) that a file imports, also inside its functions."

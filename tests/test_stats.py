@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats import stats, views
+from fastgradstats import prepared, stats, views
 from fastgradstats.stats import STATISTICS, Statistic, resolve, statistic
 from fastgradstats.views import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, View, stride_of
 
@@ -226,9 +226,9 @@ def test_one_view_serves_all_statistics_in_any_order():
 
 def test_many_at_once_read_as_each_alone():
     xs = [make() for make in TENSORS.values()] + [randn(n) for n in (1, 2, 16_383, 16_384, 16_385)] + [torch.tensor(3.)]
-    names = views.SMALL_READS
-    which, numbers, norms, hists = views.read_small(xs, names)
-    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and views.read_small([], names)[0] == []
+    names, places = prepared.SMALL_READS, prepared.Places()
+    which, numbers, norms, hists = places.read_small(xs, names)
+    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and places.read_small([], names)[0] == []
     for k, row, norm, hist in zip(which, numbers, norms, hists):
         v = View(xs[k])
         for a, got in zip(names, row):
@@ -341,7 +341,7 @@ def test_counts_of_more_than_float32_can_count():
 
 # --- merging ---------------------------------------------------------------------------------------------------------
 def arrays(p): return tuple(np.asarray(v, float) for v in p)
-def finished(s, p): return s.finish(*(v.numpy().astype(float) for v in p)) if s.kind == 'unit' else s.finish(*arrays(p))
+def finished(s, p): return s.finish(*(np.asarray(v, float) for v in p)) if s.kind == 'unit' else s.finish(*arrays(p))
 def merged(s, p, q): return s.merge(p, q) if s.kind == 'unit' else s.merge(arrays(p), arrays(q))
 def partial(s, x, host): return s.f(View(x, sample=None, host=host, **WITH))
 
@@ -491,9 +491,9 @@ def test_dead_units():
     assert dead(x, unit_dim=1) == .25
     x[3, 1, 2, 2] = math.nan                       # non-finite is neither
     assert dead(x, unit_dim=1) == 0
-    assert stats.unit_states(*(t.numpy() for t in dead.f(View(x, unit_dim=1)))).tolist() == [0, 2, 0, 0]
+    assert stats.unit_states(*(np.asarray(t) for t in dead.f(View(x, unit_dim=1)))).tolist() == [0, 2, 0, 0]
     for e in (x.to(memory_format=torch.channels_last), x.permute(0, 1, 3, 2)):
-        assert stats.unit_states(*(t.numpy() for t in dead.f(View(e, unit_dim=1)))).tolist() == [0, 2, 0, 0]
+        assert stats.unit_states(*(np.asarray(t) for t in dead.f(View(e, unit_dim=1)))).tolist() == [0, 2, 0, 0]
     assert dead(-torch.zeros(3, 2), unit_dim=1) == dead(torch.tensor([[0.], [-0.]]), unit_dim=1) == 1
     assert dead(torch.full((3, 2), math.inf), unit_dim=1) == 0
 
@@ -518,9 +518,9 @@ def test_unit_partials_do_not_hold_on_to_the_activation():
     for s in UNITS:
         for x in (randn(6, 4), randn(6, 4, 3, 3), randn(6, 4).t(), randn(1, 4)):
             was  = s.f(View(x, unit_dim=1))
-            kept = [t.clone() for t in was]
+            kept = [np.asarray(t).copy() for t in was]
             x.fill_(77.)
-            for t, k in zip(was, kept): assert torch.equal(t, k), f'{s.name} keeps memory of the activation'
+            for t, k in zip(was, kept): assert np.array_equal(np.asarray(t), k), f'{s.name} keeps memory of the activation'
 
 @pytest.mark.parametrize('shape', [(6, 4), (6, 4, 3), (6, 4, 3, 2), (5, 3, 3, 2, 2), (1, 7), (7, 1), (256, 8), (250, 3)])
 @pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
@@ -663,3 +663,59 @@ def test_resolve():
 def test_a_statistic_can_be_read_without_a_unit_axis_only_by_an_error_that_teaches():
     for s in UNITS:
         with pytest.raises(ValueError, match='unit_dim'): s(randn(3, 4))
+
+
+# --- the places that are read in one call -----------------------------------------------------------------------------
+ONE_CALL = {'conv': (lambda: randn(6, 4, 5, 5).relu(), 1), 'linear': (lambda: randn(64, 10).relu(), -1), 'narrow': (lambda: randn(250, 3), -1),
+            'sampled': (lambda: randn(64, 8, 14, 14).relu(), 1), 'no units': (lambda: randn(6, 4, 3), None), 'negative zero': (lambda: -randn(8, 8).relu(), 1),
+            'zeros': (lambda: torch.zeros(8, 4), 1), 'middle axis': (lambda: randn(4, 6, 5), 1)}
+
+@pytest.mark.parametrize('kind', ONE_CALL)
+def test_a_place_reads_in_one_call_what_a_view_reads(kind):
+    make, dim = ONE_CALL[kind]
+    places = prepared.Places()
+    for _ in range(3):                                       # the scratch of the first is that of the second
+        x     = make()
+        place = places.find(kind, x, dim, 4096, prepared.SITE_READS, hist=True)
+        numbers, hist, units = place.site(x)
+        v = View(x, 4096, dim)
+        for a, got in zip(prepared.SITE_READS, numbers):
+            near = 1e-6 * v.norm if a == 'sum' else 1e-30
+            np.testing.assert_allclose(got, getattr(v, a), rtol=1e-5 if a == 'm2_root' else 1e-6, atol=near, err_msg=a)
+        np.testing.assert_array_equal(hist, v.hist)
+        if dim is not None: np.testing.assert_array_equal(units, [np.asarray(e) for e in v.unit_extremes])
+        ends = places.find('input', x, None, None, prepared.MOMENTS)
+        np.testing.assert_allclose(ends.moments(x), [getattr(v, a) for a in prepared.MOMENTS], rtol=1e-5, atol=1e-6 * v.norm + 1e-30)
+
+@pytest.mark.parametrize('n', [1, 7, 1023, 1024, 1025, 5000])
+def test_moments_of_an_input_of_any_length(n):
+    x   = randn(n) * 3 + 1
+    got = prepared.Places().find('input', x, None, None, prepared.MOMENTS).moments(x)
+    a   = x.double().numpy()
+    if got is None: assert n == 1; return                    # a mean beyond 10 std is a View's
+    np.testing.assert_allclose(got, [n, a.sum(), np.sqrt(((a - a.mean()) ** 2).sum()), np.linalg.norm(a), a.min(), a.max()], rtol=1e-5)
+
+def test_what_needs_more_care_is_not_read_in_one_call():
+    places = prepared.Places()
+    for x in (torch.tensor([[1., math.nan]]), torch.tensor([[1., -math.inf]]), torch.full((4, 4), 1e25), torch.full((4, 4), 1e-25), randn(4, 4) + 1e3):
+        assert places.find('a', x, 1, None, prepared.SITE_READS, hist=True).site(x) is None
+        assert places.find('b', x, None, None, prepared.MOMENTS).moments(x) is None
+    for x in (randn(4, 4).double(), randn(4, 4).half(), randn(8, 8)[:, ::2], randn(4, 4).t(), torch.zeros(0, 4), randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
+        assert places.find('c', x, 1, None, prepared.SITE_READS, hist=True) is None
+    assert places.find('d', randn(2, 3, 4), 0, None, prepared.SITE_READS, hist=True) is None          # units on axis 0
+    assert places.find('e', randn(5), None, None, prepared.SITE_READS, hist=True) is None
+
+@pytest.mark.parametrize('classes', [2, 10])
+def test_the_constant_answers_cross_entropy_in_one_pass(classes):
+    from fastgradstats.constant import _cross_entropy, _is_cross_entropy
+    pred, y = randn(64, classes) * 4, torch.randint(0, classes, (64,))
+    want    = torch.nn.functional.cross_entropy(pred.double().mean(0, keepdim=True).expand(64, -1), y)
+    assert _cross_entropy(pred, (y,)) == pytest.approx(float(want), rel=1e-6)
+    y[3] = -100
+    assert _cross_entropy(pred, (y,)) is None and _cross_entropy(pred * math.nan, (y.clamp_min(0),)) is None
+    assert _cross_entropy(pred.half(), (y,)) is None and _cross_entropy(pred[:, None], (y,)) is None and _cross_entropy(pred, (y, y)) is None
+    from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
+    CE = torch.nn.CrossEntropyLoss
+    for f in (CE(), CrossEntropyLossFlat(), torch.nn.functional.cross_entropy): assert _is_cross_entropy(f)
+    for f in (CE(label_smoothing=.1), CE(weight=torch.ones(classes)), CE(reduction='sum'), CE(ignore_index=1), CrossEntropyLossFlat(axis=0),
+              CrossEntropyLossFlat(weight=torch.ones(classes)), LabelSmoothingCrossEntropyFlat(), torch.nn.MSELoss()): assert not _is_cross_entropy(f)
