@@ -148,6 +148,7 @@ class LayerStatsCallback(Callback):
         window=None,          # rows a window of the life table has; None: an epoch, at least 20
         per_call=False,       # keep the calls of one module apart: on an RNNCell the call is the time step
         unit_dim=None,        # the axis of the units, where the layer before does not tell
+        placebo=False,        # measure rec['grad', 'placebo'] every 25th measured row, or every so many; see placebo.py
         verbose=True,         # print what was found when a fit ends
     ):
         super().__init__()
@@ -155,7 +156,7 @@ class LayerStatsCallback(Callback):
                       update=update, input=input, output=output)
         probes = {p: self._default_probes.get(p) if v is ... else v for p, v in given.items()}
         self.layer_plan    = Plan(modules=modules, every=every, sample=sample, window=window, per_call=per_call,
-                                  unit_dim=unit_dim, **probes)
+                                  unit_dim=unit_dim, placebo=placebo, **probes)
         self.layer_verbose = verbose and type(self) is LayerStatsCallback
         self._live         = _Live()
 
@@ -242,6 +243,7 @@ class LayerStatsCallback(Callback):
         live, learn = self._live, self.learn
         if live.watcher is None or not len(learn.yb): return
         live.watcher.loss(learn.loss, lambda: live.constant(learn.loss_func, learn.pred, learn.yb))
+        if live.watcher.dose: live.watcher.placebo(learn.model, learn.pred, learn.loss_grad)
 
     def before_backward(self):
         w = self._live.watcher

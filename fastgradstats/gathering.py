@@ -38,7 +38,7 @@ class Row:
         self.parts, self.own        = [], Part()
         self.read = self.stepped = self.done = False
         self.grad_norm = self.clip  = math.nan
-        self.lrs = self.layer_lrs   = None
+        self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
         self.mom = math.nan
     def forget(self):
         "Drop what was read at the parameters."
@@ -206,6 +206,10 @@ class Gathering:
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
         if 'update' in self.plan.stats: values['update', 'lr'] = lrs
+        if self.plan.placebo:
+            found = values['grad', 'placebo'] = np.full((n, sizes['grad']), np.nan, np.float32)
+            for k, r in enumerate(rows):
+                if r.placebo: found[k, r.placebo[0]] = r.placebo[1].cpu()
         return iters, values
 
     def _reduce_group(self, sig, table, which, values):
@@ -314,6 +318,8 @@ class Gathering:
                 if s.kind != 'scalar': continue
                 values[p, s.name] = self._stack([v[p, s.name] for _, v in chunks], orders[p])
             if p == 'update': values['update', 'lr'] = self._stack([v['update', 'lr'] for _, v in chunks], orders[p])
+        if self.plan.placebo:
+            values['grad', 'placebo'] = self._stack([v['grad', 'placebo'] for _, v in chunks], orders['grad'])
         for key, w in self.windows.items():
             n = self.n_layers(key[0])
             h = np.stack([_grow(s, n) for s in w.sums]) if w.sums else np.zeros((0, n, N_BINS), np.float32)
@@ -386,6 +392,7 @@ class Gathering:
     def _meta(self, cost):
         if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
         return {**self.meta, 'config': self.plan.describe(), 'cost': cost, 'not_hooked': dict(self.ignored),
-                'units': {s.name: s.unit for ss in self.plan.stats.values() for s in ss},
+                'units': {**{s.name: s.unit for ss in self.plan.stats.values() for s in ss},
+                          **({'placebo': "|J'u| |w| / |u|"} if self.plan.placebo else {})},
                 'versions': dict(fastgradstats=__version__, torch=torch.__version__, python=platform.python_version())}
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from .gathering import Part
+from .optimizers import describe
 from .prepared import base, warm_up
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes,
                      params_of, sites_of, tensors, unit_axis, unwrap)
@@ -68,6 +69,7 @@ class Hooks:
         self.model, self.opt = unwrap(model), opt
         self._attach_params()
         self.log.meta.setdefault('model', type(self.model).__name__)
+        if opt is not None: self.log.meta['optimizer'] = describe(opt)
         if self.host is not False: warm_up()
         self._since = time.perf_counter()
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from operator import attrgetter
 
+from .placebo import EVERY
 from .prepared import MOMENTS, SITE_READS, SMALL_READS
 from .probes import ENDS, PROBES, check_modules
 from .record import RESERVED
@@ -21,10 +22,11 @@ DEFAULTS = dict(
 
 class Plan:
     "What is measured, where and how often: the checked arguments of a callback or of `watch`."
-    def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None, **probes):
+    def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None,
+                 placebo=False, **probes):
         wrong = [p for p in probes if p not in PROBES]
         if wrong: raise TypeError(f"{wrong[0]!r} is not an argument; there are the probes {', '.join(PROBES)}, and "
-                                  f"modules, every, sample, window, per_call, unit_dim")
+                                  f"modules, every, sample, window, per_call, unit_dim, placebo")
         self.stats = {}
         for probe in PROBES:
             specs = probes.get(probe)
@@ -34,6 +36,8 @@ class Plan:
             for s in found:
                 if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the "
                                                         f"record is. Give another name: statistic(f, name=...)")
+                if s.name == 'placebo': raise ValueError("'placebo' is not measured as other statistics are: give "
+                                                         "placebo=True, and another name to one of your own")
                 if s.kind == 'unit' and probe != 'activation':
                     raise ValueError(f"{s.name!r} is measured per unit and belongs to activation=[...], not to {probe}")
                 if sum(s.name == o.name for o in found) > 1: raise ValueError(f"{s.name!r} is given twice for {probe}")
@@ -48,6 +52,12 @@ class Plan:
                 raise ValueError(f"{name} is a whole number of {low} or more, or None; got {v!r}")
         if unit_dim is not None and not isinstance(unit_dim, int):
             raise ValueError(f"unit_dim is an axis; got {unit_dim!r}")
+        if not isinstance(placebo, int) or placebo < 0:
+            raise ValueError(f"placebo is True (every {EVERY} measured rows), False, or a whole number of measured "
+                             f"rows; got {placebo!r}")
+        if placebo and 'grad' not in self.stats:
+            raise ValueError("placebo is recorded beside the statistics of `grad`: give grad=['norm'] or others")
+        self.placebo = EVERY if placebo is True else int(placebo)
         self.modules, self.every, self.sample, self.window = modules, every, sample, window
         self.per_call, self.unit_dim = per_call, unit_dim
         self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
@@ -68,14 +78,14 @@ class Plan:
         "Pickled and copied as its arguments, the package's own statistics by name: an exported Learner stays small."
         own = {p: [s.name if STATISTICS.get(s.name) is s else s for s in ss] for p, ss in self.stats.items()}
         return _plan, (dict(modules=self.modules, every=self.every, sample=self.sample, window=self.window,
-                            per_call=self.per_call, unit_dim=self.unit_dim, **own),)
+                            per_call=self.per_call, unit_dim=self.unit_dim, placebo=self.placebo, **own),)
 
     def due(self, row, i): return bool(self.every(i)) if callable(self.every) else row % self.every == 0
 
     def describe(self):
         every = self.every if isinstance(self.every, int) else getattr(self.every, '__name__', 'a function')
         return dict(stats={p: [s.name for s in ss] for p, ss in self.stats.items()}, every=every, sample=self.sample,
-                    window=self.window, per_call=self.per_call, unit_dim=self.unit_dim,
+                    window=self.window, per_call=self.per_call, unit_dim=self.unit_dim, placebo=self.placebo,
                     modules=None if self.modules is None else str(self.modules))
 
 def _only_n(view): return view.n,

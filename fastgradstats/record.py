@@ -145,6 +145,7 @@ class Record:
             return (f"{probe!r} was not recorded; recorded probes: {', '.join(probes) or 'none'}. "
                     f"Add it with LayerStatsCallback({probe}=[{stat!r}])")
         here = [s for p, s in self._values if p == probe]
+        if stat == 'placebo': return "the placebo was not measured. Add it with LayerStatsCallback(placebo=True)"
         return (f"{stat!r} was not recorded at {probe!r}; recorded there: {', '.join(here)}. "
                 f"Add it with LayerStatsCallback({probe}=[..., {stat!r}])")
 

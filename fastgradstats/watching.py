@@ -17,6 +17,7 @@ import torch
 
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .hooking import BACKWARD, FORWARD, OFF, Hooks, timed
+from .placebo import Placebo
 from .planning import DEFAULTS, Plan
 from .prepared import Places, base
 from .probes import tensors, unwrap
@@ -48,6 +49,7 @@ class Watcher(Hooks, Steps):
         self._old   = {}
         self._few   = []
         self.places = Places()
+        self.dose   = Placebo(plan.placebo) if plan.placebo else None
 
     # --- one batch ---------------------------------------------------------------------------------------------------
 
@@ -128,6 +130,11 @@ class Watcher(Hooks, Steps):
         self.part.loss = self._scalar(loss)
         if constant is not None and self.row.measured: self.part.constant = self._scalar(constant())
 
+    @timed
+    def placebo(self, model, pred, loss):
+        "Of the first micro-batch of a row, with a graph that has not been run backwards."
+        self.dose(self, model, pred, loss)
+
     def rates(self, lrs, mom=math.nan):
         "The learning rates of the parameter groups and the momentum, as the next step uses them."
         if self.row is not None: self.row.lrs, self.row.mom = lrs, mom
@@ -203,6 +210,7 @@ class Watch:
     def __init__(self, model, opt, plan, scaler=None):
         self.watcher, self.model, self.opt, self.scaler = Watcher(plan), model, opt, scaler
         self.i, self.ran = -1, False                       # the batch, and whether its backward pass has begun
+        self.pred = None                                   # what the model answered, until `loss` has seen it
         self.watcher.log.meta['grad_is'] = 'as the step consumes it'
 
     @property
@@ -211,6 +219,8 @@ class Watch:
     def loss(self, loss):
         "Tell the batch's loss (elasticity and gain need it); returns it, so that `w.loss(l).backward()` works."
         self.watcher.loss(loss)
+        pred, self.pred = self.pred, None
+        if pred is not None: self.watcher.placebo(self.model, pred, loss)
         return loss
 
     def grads(self):
@@ -231,7 +241,7 @@ class Watch:
         def before(m, args, kwargs):
             if not (m.training and torch.is_grad_enabled()): return
             self._backward()
-            self.ran = False
+            self.ran, self.pred = False, None
             self.i  += 1
             xs = [t for _, t in tensors((args, kwargs))]
             w.begin(self.i, bs=len(xs[0]) if xs and xs[0].dim() else 0, t=time.perf_counter() - self.start)
@@ -239,6 +249,7 @@ class Watch:
         def after(m, args, out):
             if not (m.training and torch.is_grad_enabled()) or w.part is None: return
             w.capture_end('output', out)
+            if w.dose: self.pred = out
             w.end_forward()
             rates()
             for _, t in tensors(out):
@@ -287,6 +298,7 @@ def watch(
         ended = True
     finally:
         w._backward()
+        w.pred = None
         w.watcher.end_epoch(normal=ended, last=True)
         w.watcher.end_fit()
         w.watcher.detach()

@@ -19,11 +19,12 @@ TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
 # module -> the modules of ours that it may import, anywhere in the file (also inside a function)
 LEAVES    = dict(storing='', record='storing', kernels='', views='kernels', stats='views', probes='',
                  prepared='kernels views', thresholds='')
-TRAINING  = dict(planning='prepared probes record stats views', gathering='probes record stats views',
+TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared probes record stats views',
+                 gathering='probes record stats views',
                  constant='kernels prepared',
                  processes='gathering probes',
-                 hooking='gathering prepared probes processes views', stepping='gathering hooking kernels prepared views',
-                 watching='gathering hooking planning prepared probes stepping views', data='')
+                 hooking='gathering optimizers prepared probes processes views', stepping='gathering hooking kernels prepared views',
+                 watching='gathering hooking placebo planning prepared probes stepping views', data='')
 RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
                  evidence='reading thresholds', findings='answering evidence',
@@ -38,7 +39,7 @@ MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
 LIGHT     = {'record', 'storing', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
 NO_FASTAI = {'watching', 'hooking', 'stepping', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes',
-             'kernels', 'prepared'}      # any PyTorch loop
+             'kernels', 'prepared', 'placebo', 'optimizers'}      # any PyTorch loop
 
 def imports(path):
     "(modules of ours, top-level packages of others) that a file imports, also inside its functions."

@@ -1,0 +1,38 @@
+"What the record says of an optimizer, fastai's or torch's."
+from __future__ import annotations
+
+import torch
+
+NAMES = dict(sgd_step='SGD', momentum_step='SGD', rms_prop_step='RMSProp', adam_step='Adam', radam_step='RAdam',
+             qhadam_step='QHAdam', larc_step='Larc', lamb_step='Lamb')                # fastai's steps
+TRUE_DECAY = ('AdamW', 'Muon', 'Adafactor')           # torch's that shrink the weights themselves and have no choice
+
+
+def describe(
+    opt,                          # a fastai or torch optimizer, or what wraps one
+):                                # dict name, wd, decoupled, eps
+    """Its name, weight decay, whether that shrinks the weights themselves (None: not known), and eps (None: has none).
+    A list where parameter groups differ."""
+    wraps = [type(opt).__name__] if hasattr(opt, 'slow_weights') else []              # fastai's Lookahead
+    while True:
+        inner = next((vars(opt)[k] for k in ('opt', 'optimizer') if k in getattr(opt, '__dict__', ())), None)
+        if inner is None: break
+        opt = inner
+    name = type(opt).__name__
+    if isinstance(getattr(opt, 'param_groups', None), list):
+        groups, key = opt.param_groups, 'weight_decay'
+        known = name in TRUE_DECAY if type(opt).__module__.startswith('torch.optim') else None
+        flags = [g.get('decoupled_weight_decay', known) for g in groups]
+    else:
+        groups, key = list(getattr(opt, 'hypers', [])), 'wd'
+        steps = [getattr(getattr(f, 'func', f), '__name__', '') for f in getattr(opt, 'cbs', [])]
+        name  = next((NAMES[s] for s in steps if s in NAMES), name)
+        flags = [True if 'weight_decay' in steps else False if 'l2_reg' in steps else None]
+    return dict(name='('.join([*wraps, name]) + ')' * len(wraps), wd=_one([g.get(key, 0.) for g in groups]),
+                decoupled=_one(flags), eps=_one([g.get('eps') for g in groups]))
+
+def _one(values):
+    "The value of all groups, or a list of each one's."
+    values = [float(v) if isinstance(v, (int, float, torch.Tensor)) and not isinstance(v, bool) else
+              v if isinstance(v, bool) else None for v in values]
+    return (values[0] if values.count(values[0]) == len(values) else values) if values else None
