@@ -19,15 +19,15 @@ def describe(
         if inner is None: break
         opt = inner
     name = type(opt).__name__
-    if isinstance(getattr(opt, 'param_groups', None), list):
-        groups, key = opt.param_groups, 'weight_decay'
-        known = name in TRUE_DECAY if type(opt).__module__.startswith('torch.optim') else None
-        flags = [g.get('decoupled_weight_decay', known) for g in groups]
-    else:
-        groups, key = list(getattr(opt, 'hypers', [])), 'wd'
+    if hasattr(opt, 'hypers'):                                                        # fastai's
+        groups, key = opt.hypers, 'wd'
         steps = [getattr(getattr(f, 'func', f), '__name__', '') for f in getattr(opt, 'cbs', [])]
         name  = next((NAMES[s] for s in steps if s in NAMES), name)
         flags = [True if 'weight_decay' in steps else False if 'l2_reg' in steps else None]
+    else:
+        groups, key = getattr(opt, 'param_groups', []), 'weight_decay'
+        known = name in TRUE_DECAY if type(opt).__module__.startswith('torch.optim') else None
+        flags = [g.get('decoupled_weight_decay', known) for g in groups]
     return dict(name='('.join([*wraps, name]) + ')' * len(wraps), wd=_one([g.get(key, 0.) for g in groups]),
                 decoupled=_one(flags), eps=_one([g.get('eps') for g in groups]))
 

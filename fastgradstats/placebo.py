@@ -65,7 +65,8 @@ class Placebo:
         ps = [p for _, p in params]
         with _untouched([pred, loss, *ps], pred.device):
             one = torch.ones_like(loss) * (scale if scale is not None and pred.dtype == torch.float16 else 1)
-            v, = torch.autograd.grad(loss, pred, one, retain_graph=True)
+            v, = torch.autograd.grad(loss, pred, one, retain_graph=True, allow_unused=True)
+            if v is None: raise ValueError("the loss does not depend on the model's answer")
             u  = shuffled(v, torch.randperm(len(v), generator=self.rng)).to(pred.dtype)
             gs = torch.autograd.grad(pred, ps, u, retain_graph=True, allow_unused=True)
         with torch.no_grad():
@@ -89,10 +90,11 @@ def shuffled(
 
 def _norm(x):
     "The 2-norm, in double precision: what is starved is small."
-    x = x.detach().as_subclass(torch.Tensor)
+    x = x.detach()
     if x.is_sparse:    x = x.coalesce().values()
     if x.is_complex(): x = torch.view_as_real(x.resolve_conj())
-    return torch.linalg.vector_norm(x, dtype=torch.float32 if x.device.type == 'mps' else torch.float64)
+    return torch.linalg.vector_norm(x.as_subclass(torch.Tensor),
+                                    dtype=torch.float32 if x.device.type == 'mps' else torch.float64)
 
 
 # --- where it cannot be done ------------------------------------------------------------------------------------------

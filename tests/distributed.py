@@ -54,6 +54,7 @@ def settings(scenario):
     if scenario == 'function':   args['every']  = lambda i: i % 3 == 0
     if scenario == 'disagree':   args['every']  = lambda i: torch.distributed.get_rank() == 0 or i % 2 == 0
     if scenario == 'window':     args['window'] = 3
+    if scenario == 'placebo':    args['placebo'] = 2
     if scenario == 'accumulate': extra = [GradientAccumulation(3 * BS * (1 if torch.distributed.is_initialized() else WORLD))]
     if scenario == 'fails':      extra = [Fails()]
     return args, 2, extra
