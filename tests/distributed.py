@@ -142,7 +142,7 @@ if __name__ == '__main__':
     torch.set_num_threads(1)
     import torch.multiprocessing as mp
     import accelerate, fastai.distributed, torch._dynamo, torch.distributed.fsdp        # noqa: F401 before the fork, once
-    from fastgradstats.views import warm_up
+    from fastgradstats.prepared import warm_up
     warm_up()
     context = mp.start_processes(process, args=(sys.argv[1], sys.argv[2:]), nprocs=WORLD, start_method='fork', join=False)
     for p in context.processes: p.join()
