@@ -41,8 +41,10 @@ def plot_small_gradients(
     _limits(ax, mids, paths)
     ax.set_xlabel(f"loss, falling to the right [{unit(first, 'loss')}]")
     ax.set_ylabel(fit(ax, f"|g|: L2 norm of the {kind} of {where} [{unit(first, ('grad', 'norm'))}]", 10))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+    for axis, (a, b) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
+        few = abs(np.log10(b / a)) < 1.5                                 # hardly a power of ten in sight: 2 and 5 too
+        axis.set_minor_formatter(FuncFormatter(lambda v, _, few=few: f'{v:g}' if few and f'{v:e}'[0] in '25' else ''))
     tidy(ax)
     pair = _pair(mids) if mark else None
     w     = float(np.nanmedian(np.concatenate([q['w'] for p in paths.values() for q in p])))

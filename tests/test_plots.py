@@ -310,6 +310,9 @@ def test_small_gradients_passed_axes_and_record_left_alone():
     ax   = plt.subplots()[1]
     assert plot_small_gradients(rec, ax=ax) is ax and rec == copy
     assert plot_small_gradients(make(1))
+    ax.set_xlim(3.1, 1.4)                                     # no power of ten in it
+    ax.figure.canvas.draw()
+    assert not [t for t in ax.get_xticklabels(minor=True) if '10' in t.get_text()]
     with pytest.raises(ValueError, match='loss is not known'): plot_small_gradients(make(20, loss=np.nan))
     with pytest.raises(ValueError, match='no iteration'): plot_small_gradients(RECORDS['all_nan']())
 
