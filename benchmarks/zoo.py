@@ -4,8 +4,8 @@
     python benchmarks/zoo.py --out DIR --mend                       # is the guilty layer guilty? mend it alone
     python benchmarks/zoo.py --out DIR --report [--markdown FILE]   # judge what was recorded
 
-`tuned` (zoo_tuned.py): the rules' thresholds were set on these. `unseen` (zoo_unseen.py): other architectures, reported,
-not looked at while thresholds were set. A pair is named after what differs; `truth` are the rules that name it rightly.
+`tuned` (zoo_tuned.py): the rules' thresholds were set on these. `unseen` (zoo_unseen.py): others, not looked at
+while thresholds were set. A pair is named after what differs; `truth` are the rules that name it rightly.
 """
 from __future__ import annotations
 

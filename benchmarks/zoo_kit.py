@@ -117,7 +117,7 @@ class Tiny(nn.Module):
 
 def kaiming(model, gain=1.):
     for m in model.modules():
-        if isinstance(m, (nn.Linear, nn.Conv2d)):
+        if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             nn.init.kaiming_normal_(m.weight, nonlinearity='relu'); m.weight.data.mul_(gain)
             if m.bias is not None: nn.init.zeros_(m.bias)
     return model

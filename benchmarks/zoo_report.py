@@ -1,82 +1,21 @@
-"""The zoo judged: our rules beside those of other tools, by their published thresholds, on the same recordings.
-
-Others' thresholds, as their documentation or source gives them; where their statistic was not recorded, the nearest one, marked ~:
-  SageMaker Debugger  mean|g| < 1e-7 (VanishingGradient), any NaN or Inf (ExplodingTensor), ~ over half of a layer's units dead (DeadRelu),
-                      ~ over half saturated, variances of weights 10 times apart (PoorWeightInitialization), update ratio > 10 or < 1e-8,
-                      loss not lower by .1 % over 10 steps (LossNotDecreasing, in half of the checks)
-  AutoTrainer         |g first| / |g last| < 1e-3 and |g first| < 1e-4; NaN, Inf or loss >= 1e3, ratio > 70; exact zeros >= .7 of a gradient;
-                      no epoch gains .01 accuracy; all but NaN only where accuracy is below .6
-  DeepDiagnosis       ~ 70 % of outputs <= 0, ~ over half saturated, mean|g| < 1e-7, update ratio outside 1e-5 to .1
-  torchmortem         |g last| / |g first| >= 100 over the second half, any ratio > 1000, norm < 1e-8 for 30 % of steps, update ratio
-                      outside 1e-5 to .1 (median), over half saturated
-"""
+"The zoo judged: our rules beside those of other tools on the same recordings; tables in Markdown."
+import re
 import warnings
+from pathlib import Path
 
-import numpy as np
-from zoo import CASES, path, runs
+import pandas as pd
+from zoo import CASES, HALVES, guilt, path, runs
+from zoo_others import OTHERS
 
 from fastgradstats import Record, diagnose
 from fastgradstats.evidence import run
 
 warnings.filterwarnings('ignore')
-SLICES = (20, 30, 40, 60, 80, 120)
+SLICES  = (20, 30, 40, 60, 80, 120)
+STARVES = {'starved', 'vanishing', 'bad_init'}         # faults of which starvation is the effect
 
 
-def sagemaker(r):
-    out, rec = set(), r.rec
-    if (np.nanmedian(r.get('grad', 'abs_mean', r.layers)[-10:], axis=0) < 1e-7).any(): out.add('vanishing')
-    if not np.isfinite(r.loss).all() or np.nanmax(r.get('grad', 'frac_nonfinite', r.layers)) > 0: out.add('non-finite')
-    if np.nanmax(rec['activation', 'frac_dead'][-1]) > .5: out.add('dead')
-    s = r.get('activation', 'frac_saturated')
-    if np.isfinite(s).any() and np.nanmax(np.nanmedian(s, axis=0)) > .5: out.add('saturated')
-    v = r.get('weight', 'std', r.layers)[0] ** 2
-    if np.nanmin(v) == 0 or np.nanmax(v) / np.nanmin(v) > 10: out.add('init')
-    u = r.get('update', 'ratio', r.layers)
-    if np.nanmax(u, initial=0) > 10 or (np.nanmedian(u, axis=0) < 1e-8).any(): out.add('update')
-    l = r.loss[::10]
-    if len(l) > 2 and np.mean(l[1:] > l[:-1] * .999) >= .5: out.add('loss')
-    return out
-
-def autotrainer(r):
-    out, g = set(), r.get('grad', 'norm', r.layers)
-    acc = r.rec.epochs['accuracy'].to_numpy(float) if 'accuracy' in r.rec.epochs else np.array([])
-    bad = not len(acc) or acc[-1] < .6
-    with np.errstate(all='ignore'): q = np.nanmedian(g[-10:, 0]) / np.nanmedian(g[-10:, -1])
-    if not np.isfinite(r.loss).all() or np.nanmax(r.loss) >= 1e3 or bad and q > 70: out.add('explode')
-    if bad and q < 1e-3 and np.nanmedian(g[-10:, 0]) < 1e-4: out.add('vanish')
-    if bad and (np.nanmedian(r.get('grad', 'frac_zero', r.layers)[-10:], axis=0) >= .7).any(): out.add('dying')
-    if bad and len(acc) > 1 and np.max(np.diff(acc)) < .01: out.add('slow')
-    return out
-
-def deepdiagnosis(r):
-    out = set()
-    a = r.get('activation', 'frac_zero')
-    if np.nanmax(np.nanmedian(a[-10:], axis=0), initial=0) >= .7: out.add('dead')
-    s = r.get('activation', 'frac_saturated')
-    if np.isfinite(s).any() and np.nanmax(np.nanmedian(s, axis=0)) > .5: out.add('saturated')
-    if (np.nanmedian(r.get('grad', 'abs_mean', r.layers)[-10:], axis=0) < 1e-7).any(): out.add('vanishing')
-    u = np.nanmedian(r.get('update', 'ratio', r.layers), axis=0)
-    if (u > .1).any() or (u < 1e-5).any(): out.add('update')
-    if not np.isfinite(r.loss).all(): out.add('non-finite')
-    return out
-
-def torchmortem(r):
-    out, g = set(), r.get('grad', 'norm', r.layers)
-    with np.errstate(all='ignore'):
-        q = np.nanmedian(g[len(g) // 2:, -1] / g[len(g) // 2:, 0])
-        m = np.nanmedian(g, axis=0)
-        if q >= 100: out.add('vanishing')
-        if np.nanmax(m) / np.nanmin(m[m > 0], initial=np.inf) > 1000: out.add('exploding')
-        if (np.nanmean(g < 1e-8, axis=0) > .3).any(): out.add('stall')
-    u = np.nanmedian(r.get('update', 'ratio', r.layers), axis=0)
-    if (u > .1).any() or (u < 1e-5).any(): out.add('update')
-    s = r.get('activation', 'frac_saturated')
-    if np.isfinite(s).any() and np.nanmax(np.nanmedian(s, axis=0)) > .5: out.add('saturated')
-    return out
-
-OTHERS = dict(SageMaker=sagemaker, AutoTrainer=autotrainer, DeepDiagnosis=deepdiagnosis, torchmortem=torchmortem)
-
-
+# --- one run ---------------------------------------------------------------------------------------------------------
 def upto(rec, n):
     "The first n rows of a record."
     it   = rec.iters
@@ -85,47 +24,141 @@ def upto(rec, n):
     vals = {k: rec[k][:len(wins[k])] if k in wins else rec[k][:n] for k in rec.keys()}
     return Record(it.iloc[:n], vals, rec.layers, wins, None, rec.epochs, rec.bins, rec.meta)
 
+def alarms(rec, report=None): return [f for f in (report or diagnose(rec)).findings if f.severity != 'info']
+
+def detected(rec, truth):
+    "Rows after which a right rule is named first."
+    for n in SLICES:
+        if n >= len(rec): return None
+        early = alarms(upto(rec, n))
+        if early and early[0].rule in truth: return n
+
+def module(rec, layer):
+    "The module of a parameter or of an activation."
+    for d in rec.layers.values():
+        hit = d.module[d.layer == layer]
+        if len(hit): return hit.iloc[0]
+    return layer
+
 def judge(name, sick, rec):
-    "Our verdict on one run: (alarm, rightly named first, rule named first, network verdict, first detection)."
-    rep = diagnose(rec)
-    bad = [f for f in rep.findings if f.severity != 'info']
-    first, when = bad[0].rule if bad else '', None
-    if sick and first in CASES[name].truth:
-        for n in SLICES:
-            if n >= len(rec): break
-            early = [f for f in diagnose(upto(rec, n)).findings if f.severity != 'info']
-            if early and early[0].rule in CASES[name].truth: when = n; break
-    return bool(bad), first in CASES[name].truth, first, rep, when
+    "What we and the others say of one run."
+    c, rep = CASES[name], diagnose(rec)
+    bad    = alarms(rec, rep)
+    first  = bad[0].rule if bad else ''
+    layer  = module(rec, bad[0].layer) if bad else ''
+    right  = sick and first in c.truth
+    return dict(case=name, sick=sick, alarm=bool(bad), first=first, right=right,
+                when=detected(rec, c.truth) if right else None,
+                layer=layer, guilty=c.guilty if sick else '', at_fault=bool(layer) and layer in (c.guilty, c.site),
+                converged=rep.verdict.startswith('Converged'), starved=any(f.rule == 'starved' for f in bad),
+                starves=sick and bool(STARVES & set(c.truth)), **{t: bool(f(run(rec))) for t, f in OTHERS.items()})
+
+def judged(out, seeds, half, only='*'):
+    "A row for every recorded run of a half."
+    rows = []
+    for name, sick in runs(only, half):
+        for seed in range(seeds):
+            p = path(out, name, sick, seed)
+            if p.exists(): rows.append(dict(seed=seed, **judge(name, sick, Record.load(p))))
+    return pd.DataFrame(rows)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+def pc(a, b):  return f"{a}/{b}" + (f" ({100 * a / b:.0f} %)" if b else '')
+def ratio(v):  return pc(int(v.sum()), len(v))
+
+def row(*cells): return '| ' + ' | '.join(str(c) for c in cells) + ' |'
+def table(head, rows): return [row(*head), '|' + '---|' * len(head), *(row(*r) for r in rows), '']
+
+def listed(d, what):
+    "`case: what (seeds)` of some runs."
+    said, out = d[what].replace('', 'nothing'), []
+    for (c, w), g in d.groupby(['case', said], sort=False):
+        seeds = 'all seeds' if len(g) > 4 else 'seed ' + ', '.join(map(str, g.seed))
+        out.append(f"{c}: {w} ({seeds})")
+    return '; '.join(out) or 'none'
+
+def beside(d):
+    "Alarms of all tools."
+    sick, well = d[d.sick], d[~d.sick]
+    return table(['rules', 'sick runs: alarm', 'rightly named first', 'healthy runs: false alarm'],
+                 [('fastgradstats', ratio(sick.alarm), ratio(sick.right), ratio(well.alarm)),
+                  *((t, ratio(sick[t]), '-', ratio(well[t])) for t in OTHERS)])
+
+def cell(g):
+    "How often a rule was named first for a fault, and how often wrongly."
+    wrong = int((~g.right & (g.sick | g.alarm)).sum())
+    if not len(g): return ''
+    return f"{len(g)}" if not wrong else f"**{wrong} wrong**" if wrong == len(g) else f"{len(g)} (**{wrong} wrong**)"
+
+def confusion(d):
+    "Faults, by the best name, against the rule named first; a cell counts as wrong what is not in its case's truth."
+    fault = [CASES[n].truth[0] if s else 'healthy' for n, s in zip(d.case, d.sick)]
+    d     = d.assign(fault=fault, said=d['first'].replace('', 'nothing'))
+    known = [t for c in CASES.values() for t in c.truth] + sorted(set(d.said) - {'nothing'}) + ['nothing']
+    rules = [r for r in dict.fromkeys(known) if (d.said == r).any()]
+    rows  = [(f, *(cell(g[g.said == r]) for r in rules)) for f, g in d.groupby('fault', sort=False)]
+    return table(['fault', *rules], rows)
+
+def strict(d):
+    "Converged against starved: starved is right where it is an effect of the fault, converged where nothing is wrong."
+    star, conv = d[d.starved], d[d.converged]
+    head  = star[star['first'] == 'starved']
+    wrong = [star[~star.starves.astype(bool)].assign(called='starved'), conv[conv.sick].assign(called='converged')]
+    count = lambda s: pc(int(s.starves.sum()) + int((~conv.sick).sum()), len(s) + len(conv))
+    kinds = ', '.join(sorted(STARVES))
+    return [f"Starved or converged, strictly: right {count(star)}; *starved* only where named first {count(head)}. "
+            f"A run called starved must have a fault of {kinds}; one called converged must be healthy.", '',
+            f"Wrongly called: {listed(pd.concat(wrong), 'called')}.", '']
+
+def number(v): return f"{v:.2f}" if abs(v) < 100 else '< -100' if v < 0 else '> 100'
+
+def layers(d, g):
+    "The layer of the first finding against the guilty one, where mending has proven it."
+    d = d[d.guilty != '']
+    g = g[g.index.isin(d.case)]
+    if not len(d): return []
+    if not len(g): said = "which layer is guilty was not proven: run `--mend`"
+    else:
+        d    = d[d.case.isin(g.index[g.proven])]
+        said = (f"proven by mending for {ratio(g.proven)} pairs: with its values of the healthy twin the run "
+                "reaches at least 90 % of the twin's gain, with another draw of any other layer it does not")
+    named = lambda n: ratio(d[d.case == n].at_fault) if g.proven[n] else 'not proven'
+    rows  = [(n, r.guilty, *map(number, (r.sick, r.mended, r.other)), named(n)) for n, r in g.iterrows()]
+    head  = ['pair', 'guilty', "share of the twin's gain: sick", 'mended', 'another layer redrawn, the best', 'named']
+    right = f"{ratio(d.at_fault)}; under the right name: {ratio(d.at_fault & d.right)}"
+    return [f"The first finding's layer is the guilty one, or the activation right behind it: {right} ({said}).", '',
+            f"Wrong layers: {listed(d[~d.at_fault], 'layer')}.", '', *(table(head, rows) if rows else [])]
+
+def detection(sick):
+    when = sick.when.dropna()
+    if not len(when): return []
+    early = pc(int((when <= 40).sum()), int(sick.right.sum()))
+    return [f"First detection (looked for at rows {', '.join(map(str, SLICES))}): median {when.median():.0f}; "
+            f"within 40 rows {early} of those rightly named.", '']
+
+def tables(out, seeds, half, only='*'):
+    "The Markdown of a half."
+    d = judged(out, seeds, half, only)
+    if not len(d): return ''
+    sick, well = d[d.sick.astype(bool)], d[~d.sick.astype(bool)]
+    pairs = sick.case.nunique()
+    size  = f"{pairs} pairs, {well.case.nunique() - pairs} healthy foolers, {d.seed.nunique()} seeds: {len(d)} runs."
+    return '\n'.join([f"## {half} half", '', size, '', *beside(d), *confusion(d), *strict(d), *layers(d, guilt(out)),
+                      *detection(sick), f"Misses: {listed(sick[~sick.right], 'first')}.", '',
+                      f"False alarms: {listed(well[well.alarm], 'first')}.", ''])
 
 def report(a):
-    out, seeds, half, only = a.out, a.seeds, a.half, a.only
-    for h in ('tuned', 'unseen') if half == 'both' else (half,):
-        tally, misses, alarms, others, when = dict(sick=0, found=0, named=0, healthy=0, false=0), [], [], {t: [0, 0] for t in OTHERS}, []
-        starved = dict(right=0, wrong=0)
-        for name, sick in runs(only, h):
-            for seed in range(seeds):
-                p = path(out, name, sick, seed)
-                if not p.exists(): continue
-                rec = Record.load(p)
-                alarm, right, first, rep, n = judge(name, sick, rec)
-                conv  = rep.verdict.startswith('Converged')
-                star  = any(f.rule == 'starved' and f.severity != 'info' for f in rep.findings)
-                stuck = any(f.rule in ('not_learning', 'non_finite') for f in rep.findings)
-                if conv: starved['wrong' if sick and stuck else 'right'] += 1
-                if star: starved['right' if sick else 'wrong'] += 1
-                for t, f in OTHERS.items(): others[t][0 if sick else 1] += bool(f(run(rec)))
-                if sick:
-                    tally['sick'] += 1; tally['found'] += alarm; tally['named'] += right
-                    if not right: misses.append(f"{name} seed {seed}: {first or 'nothing'}")
-                    elif n: when.append(n)
-                else:
-                    tally['healthy'] += 1; tally['false'] += alarm
-                    if alarm: alarms.append(f"{name} seed {seed}: {first}")
-        t = tally
-        pc = lambda a, b: f"{a}/{b}" + (f" ({100 * a / b:.0f} %)" if b else '')
-        print(f"\n## {h} half\n\n| rules | sick runs: alarm | rightly named first | healthy runs: false alarm |\n|---|---|---|---|")
-        print(f"| fastgradstats | {pc(t['found'], t['sick'])} | {pc(t['named'], t['sick'])} | {pc(t['false'], t['healthy'])} |")
-        for k, (a, b) in others.items(): print(f"| {k} | {pc(a, t['sick'])} | - | {pc(b, t['healthy'])} |")
-        print(f"\nstarved or converged named: right {pc(starved['right'], sum(starved.values()))}. First detection (rows {SLICES}): median "
-              f"{np.median(when) if when else '-'}, within 40 rows {pc(sum(w <= 40 for w in when), len(when))} of those found early.")
-        print('Misses: ' + ('; '.join(misses) or 'none') + '\nFalse alarms: ' + ('; '.join(alarms) or 'none'), flush=True)
+    for h in HALVES if a.half == 'both' else (a.half,):
+        t = tables(a.out, a.seeds, h, a.only)
+        if not t: continue
+        print(t, flush=True)
+        if a.markdown: put(a.markdown, h, t)
+
+def put(file, half, text):
+    "Write a half's tables into a file, between the comments that name the half."
+    s, marks = Path(file).read_text(), (f"<!-- {half} -->", f"<!-- end of {half} -->")
+    new = '\n'.join([marks[0], text, marks[1]])
+    if marks[0] in s: s = re.sub(re.escape(marks[0]) + '.*?' + re.escape(marks[1]), lambda _: new, s, flags=re.S)
+    else: s += '\n' + new + '\n'
+    Path(file).write_text(s)

@@ -1,4 +1,4 @@
-"Rules on real training runs: a quick part of the zoo by default, the tuned half whole under -m slow."
+"Rules on real training runs: a quick part of the zoo's tuned half by default, that half whole under -m slow."
 import sys
 from pathlib import Path
 
@@ -9,7 +9,8 @@ import zoo
 
 from fastgradstats import diagnose
 
-QUICK = ['mlp_deep_sigmoid', 'mlp_zero_init', 'mlp_softmax_twice', 'mlp_no_zero_grad', 'tab_lr_100x', 'tab_unscaled', 'mlp_fp16_underflow']
+QUICK = ['mlp_deep_sigmoid', 'mlp_zero_init', 'mlp_softmax_twice', 'mlp_no_zero_grad', 'tab_lr_100x', 'tab_unscaled',
+         'mlp_fp16_underflow', 'mlp_head_not_stepped']
 FOOLERS = ['mlp_clipped', 'cnn_plus_100']
 
 def check(name, sick, seed=0):
@@ -24,9 +25,23 @@ def test_the_fault_is_named_first(name): check(name, True)
 @pytest.mark.parametrize('name', [QUICK[0], *FOOLERS])
 def test_healthy_runs_raise_no_alarm(name): check(name, False)
 
-def test_the_zoo_is_large_enough():
-    pairs = [c for c in zoo.CASES.values() if c.truth]
-    assert len(pairs) >= 20 and len(zoo.CASES) - len(pairs) >= 16 
+@pytest.mark.parametrize('half', zoo.HALVES)
+def test_each_half_is_large_enough(half):
+    cases = [c for c in zoo.CASES.values() if c.half == half]
+    pairs = [c for c in cases if c.truth]
+    assert len(pairs) >= 20 and len(cases) - len(pairs) >= 10 and sum(bool(c.guilty) for c in pairs) >= 8
+
+def test_the_halves_share_no_architecture():
+    assert not {c.arch for c in zoo.CASES.values() if c.half == 'tuned'} & {c.arch for c in zoo.CASES.values() if c.half == 'unseen'}
+
+@pytest.mark.parametrize('name', [c.name for c in zoo.CASES.values() if c.guilty])
+def test_twins_differ_in_the_guilty_module_alone(name):
+    guilty, twins = zoo.CASES[name].guilty, [zoo.kit(name, s, 0) for s in (True, False)]
+    a, b = ({n for n in zoo.modules(k.model) if n != guilty} for k in twins)
+    assert a == b and guilty in zoo.modules(twins[0].model)
+    for n in a:
+        p, q = (dict(k.model.get_submodule(n).named_parameters(recurse=False)) for k in twins)
+        assert all((p[i] == q[i]).all() for i in p), n
 
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(5))
