@@ -117,11 +117,11 @@ def whole(address, n, lo, hi, out):                 # lo, hi: (1024,) scratch; o
     least = greatest = x[0]
     if k:
         total, squares = moments(x[:k * 1024].reshape(k, 1024), lo, hi, none, 1)
-        least, greatest = lo.min(), hi.max()
+        for i in range(1024): least, greatest = min(least, lo[i]), max(greatest, hi[i])
     if len(rest):
         t, q = moments(rest.reshape(1, -1), lo, hi, none, 1)
         total, squares = total + t, squares + q
-        least, greatest = min(least, lo[:len(rest)].min()), max(greatest, hi[:len(rest)].max())
+        for i in range(len(rest)): least, greatest = min(least, lo[i]), max(greatest, hi[i])
     return finished(len(x), total, squares, least, greatest, TINY, HUGE, out)
 
 
@@ -273,16 +273,16 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
 def cross_entropy_of_mean(x, y):                    # x: (example, class), y: (example,) classes
     "The mean cross-entropy when every example is given the mean of x; NaN where a y is no class or an x is not finite."
     n, c = x.shape
-    mean = np.zeros(c)
+    per = np.zeros(c)
     for i in range(n):
-        for j in range(c): mean[j] += x[i, j]
-    mean  /= n
-    total  = 0.
+        for j in range(c): per[j] += x[i, j]
+    total, top, exps = 0., per[0], 0.
     for i in range(n):
         if not 0 <= y[i] < c: return np.nan
-        total += mean[y[i]]
-    top  = mean.max()
-    loss = np.log(np.exp(mean - top).sum()) + top - total / n
+        total += per[y[i]] / n
+    for j in range(c): top   = max(top, per[j])
+    for j in range(c): exps += np.exp((per[j] - top) / n)
+    loss = np.log(exps) + (top - total) / n
     return loss if np.isfinite(loss) else np.nan
 
 
@@ -333,7 +333,8 @@ def synchronise(new, old):                          # both (n,); old is written 
             v      = np.float64(a[i])
             total += v * v
             other |= a[i] != b[i]
-        if other: b[:] = a
+        if other:
+            for i in range(len(a)): b[i] = a[i]
     return total
 
 

@@ -126,7 +126,7 @@ def test_smaller_later_yes(small):
 def test_per_unit_of_loss_reversed(small):
     r = [rows(k, 'grad', 'per_loss', CONVS).mean(0) / rows(d, 'grad', 'per_loss', CONVS).mean(0)
          for d, k in zip(*(small[0].records[n] for n in (D, K)))]
-    assert np.min(r) > 1 and np.median(r) >= 2
+    assert np.min(r) > 1 and np.median(r) >= 2         # over five seeds at least 3.5: test_all_bounds_over_five_seeds
 
 def test_elasticity_separates(small):
     for d, k in zip(*(small[0].records[n] for n in (D, K))):
@@ -140,6 +140,46 @@ def test_exact_zeros_and_activations(small):
     for d, k in zip(*(small[0].records[n] for n in (D, K))):
         assert rows(k, 'grad', 'frac_zero', CONVS).max() == 0 and rows(d, 'grad', 'frac_zero', ['conv4.weight']).mean() >= .1
         assert d['activation', 'std'][0, 3] <= .06 and k['activation', 'std'][0, 3] >= .3
+
+def test_the_median_gradient_is_the_worse_nets_smaller_one(small):
+    "More than half of its weight gradients are zeros or next to it."
+    r = [rows(k, 'grad', 'abs_median', CONVS[2:]).mean(0) / rows(d, 'grad', 'abs_median', CONVS[2:]).mean(0)
+         for d, k in zip(*(small[0].records[n] for n in (D, K)))]
+    assert np.min(r) >= 1.3 and np.median(r) >= 4
+
+def test_near_zero_activations(small):
+    for d, k in zip(*(small[0].records[n] for n in (D, K))):
+        assert (d['activation', 'frac_near_zero'][:, 1:].mean(0) >= .5).all() and (k['activation', 'frac_near_zero'].mean(0) <= .08).all()
+
+@pytest.mark.slow
+def test_all_bounds_over_five_seeds(tmp_path, monkeypatch):
+    """Where a bound is for each seed, four of five must keep it: in seed 4 the default net is down to a loss
+    of .06 at the end, and the two nets' gradients are level in conv1 (.99) and, per unit of loss, in conv4 (.96)."""
+    monkeypatch.setattr(lesson10, 'draw', lambda result, out: [])
+    done  = run(seeds=5, iters=196, out=tmp_path, console=Console(file=io.StringIO()))
+    pairs = list(zip(*(done.records[n] for n in (D, K))))
+    four  = lambda held: np.sum(held) >= 4
+    last  = lambda rec, stat: np.median(abs(rows(rec, 'grad', stat, CONVS)[-20:]), 0)
+    e     = lambda rec, at: np.median(np.median(rows(rec, 'grad', 'elasticity', [*CONVS, 'head.weight'])[at], 1))
+    a = np.array([np.exp(np.log(rows(k, 'grad', 'norm', CONVS)[:10] / rows(d, 'grad', 'norm', CONVS)[:10]).mean(0)) for d, k in pairs])
+    assert (a >= 3).all() and np.median(a) >= 10
+    b = np.array([last(k, 'norm') / last(d, 'norm') for d, k in pairs])
+    assert four((b <= .8).all(1)) and np.median(b) <= .3
+    m = np.array([last(k, 'mean') / last(d, 'mean') for d, k in pairs])
+    assert four(np.median(m, 1) <= .5)
+    c = np.array([rows(k, 'grad', 'per_loss', CONVS).mean(0) / rows(d, 'grad', 'per_loss', CONVS).mean(0) for d, k in pairs])
+    assert four((c > 1).all(1)) and np.median(c) >= 3.5
+    r = np.array([rows(k, 'grad', 'abs_median', CONVS[2:]).mean(0) / rows(d, 'grad', 'abs_median', CONVS[2:]).mean(0) for d, k in pairs])
+    assert (r >= 1.3).all() and np.median(r) >= 4
+    for d, k in pairs:
+        first = slice(0, 10)
+        assert e(d, first) <= .05 and e(k, first) >= .3 and e(k, first) / e(d, first) >= 15 and e(k, slice(-20, None)) >= 2
+        assert rows(k, 'grad', 'frac_zero', CONVS).max() == 0 and rows(d, 'grad', 'frac_zero', CONVS[3:]).mean() >= .1
+        assert (d['activation', 'frac_near_zero'][:, 1:].mean(0) >= .5).all() and (k['activation', 'frac_near_zero'].mean(0) <= .08).all()
+        assert k.epochs.accuracy.iloc[-1] >= .93 and d['activation', 'std'][0, 3] <= .06 and k['activation', 'std'][0, 3] >= .3
+    assert four([d.iters.loss[20] >= 2 for d, _ in pairs])
+    c = done.comparison
+    assert c.state(D, 'first') == 'starved' and c.state(K, 'last') == 'converged'
 
 def test_learning(small):
     for d, k in zip(*(small[0].records[n] for n in (D, K))):

@@ -6,11 +6,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgradstats import prepared, stats, views
+from fastgradstats.constant import _cross_entropy, _is_cross_entropy
 from fastgradstats.stats import STATISTICS, Statistic, resolve, statistic
 from fastgradstats.views import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, View, stride_of
 
@@ -707,14 +709,12 @@ def test_what_needs_more_care_is_not_read_in_one_call():
 
 @pytest.mark.parametrize('classes', [2, 10])
 def test_the_constant_answers_cross_entropy_in_one_pass(classes):
-    from fastgradstats.constant import _cross_entropy, _is_cross_entropy
     pred, y = randn(64, classes) * 4, torch.randint(0, classes, (64,))
     want    = torch.nn.functional.cross_entropy(pred.double().mean(0, keepdim=True).expand(64, -1), y)
     assert _cross_entropy(pred, (y,)) == pytest.approx(float(want), rel=1e-6)
     y[3] = -100
     assert _cross_entropy(pred, (y,)) is None and _cross_entropy(pred * math.nan, (y.clamp_min(0),)) is None
     assert _cross_entropy(pred.half(), (y,)) is None and _cross_entropy(pred[:, None], (y,)) is None and _cross_entropy(pred, (y, y)) is None
-    from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
     CE = torch.nn.CrossEntropyLoss
     for f in (CE(), CrossEntropyLossFlat(), torch.nn.functional.cross_entropy): assert _is_cross_entropy(f)
     for f in (CE(label_smoothing=.1), CE(weight=torch.ones(classes)), CE(reduction='sum'), CE(ignore_index=1), CrossEntropyLossFlat(axis=0),
