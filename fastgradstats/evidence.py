@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .reading import columns, weights
-from .thresholds import AWAKE, SETTLE, STARVED, STARVED_GAIN
+from .thresholds import AWAKE, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
 
 WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
 FEWEST  = 10                      # rows below which nothing is judged
@@ -104,6 +104,29 @@ class Run:
             warnings.simplefilter('ignore', RuntimeWarning)
             return np.nanmedian(self.elasticity, axis=1) if self.layers else np.full(self.n, np.nan)
 
+    @property
+    def update_ratio(self):
+        "(row, layer) of the weights; NaN where no step was taken."
+        if ('update', 'ratio') not in self.rec: return np.full((self.n, len(self.layers)), np.nan)
+        return np.where(self.stepped[:, None], self.get('update', 'ratio', self.layers), np.nan)
+
+    @property
+    def median_ratio(self):
+        "Of the median layer that moves at all.  # (row,)"
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)
+            u = self.update_ratio
+            return np.nanmedian(np.where(u > 0, u, np.nan), axis=1) if self.layers else np.full(self.n, np.nan)
+
+    @property
+    def step_fails(self):
+        """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers of
+        elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a usual
+        ratio a tenth of the loss would be gone within the horizon.  # (row,) bool"""
+        u, e = trailing(self.median_ratio) / SMALL_STEP, trailing(self.median_elasticity) / STARVED
+        with np.errstate(divide='ignore', invalid='ignore'):
+            return (u < np.minimum(e, 1)) & (trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1)
+
     def waking(self, e=None):
         "Where elasticity will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"
         e = self.median_elasticity if e is None else e
@@ -117,10 +140,11 @@ class Run:
 
     @property
     def starving(self):
-        "Where the median layer's elasticity is low, nothing is learned, and it does not rise.  # (row,) bool"
+        """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the step
+        that is too small.  # (row,) bool"""
         e = trailing(self.median_elasticity)
         with np.errstate(invalid='ignore'):
-            return (e < STARVED) & self.blind & ~self.waking()[0] & self.judged
+            return (e < STARVED) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails
 
     @property
     def judged(self):

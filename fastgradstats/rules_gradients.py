@@ -1,6 +1,8 @@
 "Rules about small gradients: starved, vanishing through depth, underflow in half precision."
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 from .answering import num, pct
@@ -72,7 +74,8 @@ def vanishing(rec, limit=1e-3, steady=.7):
 
 
 @rule(needs=[('grad', 'hist'), ('grad', 'frac_zero')],
-      source='half precision has no magnitude below 2^-24 (subnormal); shares: zoo')
+      source='half precision has no magnitude below 2^-24 (subnormal); shares: zoo. All zero: |dL/dz| of one output is '
+             'of the size of loss / outputs')
 def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     "Gradients in half precision fall below its smallest number and become zero."
     r = run(rec)
@@ -92,11 +95,30 @@ def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     z    = np.array([np.nanmedian(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in zero.T])
     with np.errstate(invalid='ignore'):
         hit = (z > limit) & (z < .9999) & (near > .05 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)
+    if not hit.any() and _all_gone(r, zero, edge):
+        yield _underflow(r, np.ones(len(z), bool), 1., limit, f"every gradient is exactly zero although the outputs "
+                         f"differ and the loss is {num(r.first_loss)}: its share per output is less than 6e-8, the "
+                         f"smallest number of half precision")
+        return
     if not hit.any() or not (half or hit.mean() >= .25): return
     k = int(np.flatnonzero(hit)[0])
-    yield Finding('fp16_underflow', r.layers[k], (int(r.iter[0]), int(r.iter[-1])), float(z[k]), limit,
-                  severity(True, stuck(r)),
-                  f"{pct(z[k])} of the gradient of {r.layers[k]} is exactly zero, many are just above 6e-8, the "
-                  f"smallest number of half precision, and hardly any below it",
-                  "scale the loss (MixedPrecision does) or train in bfloat16", {'loss_scale': 1024.},
-                  tuple(np.array(r.layers)[hit]))
+    yield _underflow(r, hit, float(z[k]), limit, f"{pct(z[k])} of the gradient of {r.layers[k]} is exactly zero, many "
+                     f"are just above 6e-8, the smallest number of half precision, and hardly any below it")
+
+def _all_gone(r, zero, edge):
+    """Whether every gradient is zero in every row although it cannot be: the net knows nothing, its outputs differ, and
+    what the loss is of one output is less than half precision holds."""
+    keys = [('output', 'min'), ('output', 'max')]
+    if any(k not in r.rec for k in keys) or not r.positive or not stuck(r): return False
+    if not (zero[np.isfinite(zero)] == 1).all(): return False
+    low, high = (r.get(*k) for k in keys)
+    shape     = _dims(r.rec.layers['grad']['shape'].iloc[r.cols[-1]]) if 'shape' in r.rec.layers['grad'] else [1]
+    outputs   = r.all.bs.to_numpy(float)[r.rows].max() * shape[0]                    # at least: positions are not known
+    return bool((high > low).any() and r.first_loss / outputs < edge)
+
+def _dims(shape): return [int(n) for n in re.findall(r'\d+', str(shape))]
+
+def _underflow(r, hit, value, limit, evidence):
+    return Finding('fp16_underflow', r.layers[int(hit.argmax())], (int(r.iter[0]), int(r.iter[-1])), value, limit,
+                   severity(True, stuck(r)), evidence, "scale the loss (MixedPrecision does) or train in bfloat16",
+                   {'loss_scale': 1024.}, tuple(np.array(r.layers)[hit]))

@@ -6,7 +6,7 @@ import numpy as np
 from .answering import num
 from .evidence import WINDOW, run
 from .findings import ELASTICITY, LOSS, RATIO, Finding, medians, named, root_numel, rule, stuck, told
-from .thresholds import SETTLE, STARVED
+from .thresholds import SETTLE, SMALL_STEP, STARVED
 
 
 @rule(needs=[LOSS, RATIO],
@@ -39,8 +39,10 @@ def step_too_large(rec, limit=1., worse=1.2):
         return
 
 
-@rule(needs=[LOSS, RATIO], source='torchmortem: update ratio below 1e-5; cs231n: 1e-3 is usual. Limit: zoo')
-def step_too_small(rec, limit=1e-4, fall=.1):
+@rule(needs=[LOSS, RATIO],
+      source='torchmortem: update ratio below 1e-5; cs231n: 1e-3 is usual. Limit: zoo. Against starved: the loss a step '
+             'removes is elasticity x ratio, and the one further below its limit comes first')
+def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     "The weights hardly move although the gradient could move the loss."
     r = run(rec)
     if len(r) < SETTLE + WINDOW or not r.layers: return
@@ -52,7 +54,7 @@ def step_too_small(rec, limit=1e-4, fall=.1):
     end = medians(r.loss[-WINDOW:, None])[0]
     if not np.isfinite(end) or med >= limit: return
     if (r.first_loss - end) > fall * abs(r.first_loss) and not stuck(r): return    # it learns
-    if np.isfinite(e) and e < STARVED: return                                      # starved: a larger one is no help
+    if e < STARVED and (r.waking()[0][-1] or not r.step_fails[-1]): return         # it moves, or larger is no help
     w = r.get('weight', 'norm', r.layers)
     if np.nanmedian(w[-1] / np.maximum(w[0], 1e-12)) > 3: return                   # small beside blown-up weights
     yield Finding('step_too_small', '', (int(r.iter[SETTLE]), int(r.iter[-1])), med, limit,

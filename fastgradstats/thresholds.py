@@ -8,5 +8,7 @@ CONVERGED    = .1                 # share of the first losses below which a net 
 CONVERGED_E  = 1.                 # ... with at least this median elasticity
 AWAKE        = .5                 # median elasticity above which training is under way; forecasts are of passing it
 SETTLE       = 5                  # the first iterations, in which elasticity alone misleads
+SMALL_STEP   = 1e-4               # median update ratio below it: a step hardly moves the weights; a tenth of cs231n's 1e-3
+USUAL_STEP   = 1e-2               # median update ratio of healthy runs in their first 40 rows: .001 to .06, median .01 (zoo)
 STARVED_GAIN = .05                # share of the constant answer's loss saved, below which a net may be starved
 DEAD         = .5                 # share of dead units above which a layer is dead: SageMaker's DeadRelu, torchdiag

@@ -71,3 +71,28 @@ def test_a_rule_of_ones_own():
 def test_thresholds_are_keywords():
     rec = FAULTS['dead_units']()[0].record()
     assert not list(RULES['dead_units'](rec, limit=.95))
+
+# --- which factor fails ----------------------------------------------------------------------------------------------
+def first(p): return diagnose(p.record()).findings[0]
+
+@pytest.mark.parametrize('e,u,name', [(.06, 5e-6, 'step_too_small'), (.06, 1e-3, 'starved'), (.002, 1e-6, 'starved'), (3., 5e-6, 'step_too_small')])
+def test_a_step_too_small_and_a_starved_net_are_told_apart(e, u, name):
+    "By what a larger step would do: at an elasticity of .06 it would learn, at .002 not."
+    p = Planted().starve()
+    p.v['grad', 'norm'][:]   = e * 2.3 / 5
+    p.v['update', 'norm'][:] = u * 5
+    assert first(p).rule == name
+
+def gone(loss):
+    p = Planted().starve()
+    for k in ('norm', 'mean'): p.v['grad', k][:] = 0
+    p.v['grad', 'frac_zero'][:] = 1
+    p.v['grad', 'hist'][:] = 0; p.v['grad', 'hist'][:, :, 194] = 100
+    p.iters['loss'] = loss * p.iters['loss']; p.iters['loss_constant'] = loss * p.iters['loss_constant']
+    return p
+
+def test_gradients_that_are_all_gone_in_half_precision():
+    "A loss of 2e-5 over 64 x 64 outputs is 5e-9 each: half precision has nothing so small. Not so a loss of 2."
+    assert first(gone(1e-5)).rule == 'fp16_underflow' and first(gone(1.)).rule == 'starved'
+    p = gone(1e-5); p.v['output', 'min'][:] = p.v['output', 'max'][:] = .5                  # one answer to all: no gradient
+    assert first(p).rule == 'starved'
