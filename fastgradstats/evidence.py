@@ -17,6 +17,7 @@ WINDOW  = 20                      # rows a judgement is the median of; the proto
 FEWEST  = 10                      # rows below which nothing is judged
 HORIZON = 100                     # a forecast further ahead than this many rows is no forecast
 NOISE   = 5                       # what is learned is near zero within so many batch-to-batch deviations of the loss
+HAZY    = .25                     # standard error of a cosine above which it is not known
 SURE    = 4.                      # t statistic of a slope
 
 
@@ -119,10 +120,41 @@ class Run:
             return np.nanmedian(np.where(u > 0, u, np.nan), axis=1) if self.layers else np.full(self.n, np.nan)
 
     @property
+    def direction(self):
+        """The share of the loss that a step removed, in the trailing window, over what elasticity and update ratio
+        allow (the sum over the layers of their product): the cosine between the update and the way down, as the
+        outcome has it. 1: straight down; 0: at random, or too far; negative: up. NaN where a factor was not measured,
+        and where the noise of the loss hides it (a standard error above HAZY).  # (row,)"""
+        with np.errstate(divide='ignore', invalid='ignore'):
+            allowed = trailing(np.nansum(self.elasticity * self.update_ratio, axis=1)) * trailing(self.loss)
+            fell, t = slope(self.loss, WINDOW)
+            known   = (allowed > 0) & (np.abs(fell / t) < HAZY * allowed)
+            return np.where(known, np.clip(-fell / allowed, -1, 1), np.nan)
+
+    def failing(self, row=-1):
+        "Which factor of a step fails at `row`: 'elasticity', 'update ratio', 'direction'; '' where it cannot be told."
+        e, u = trailing(self.median_elasticity)[row], trailing(self.median_ratio)[row]
+        if np.isfinite(u) and (self.step_fails[row] or u < SMALL_STEP and not e < STARVED): return 'update ratio'
+        if e < STARVED: return 'elasticity'
+        return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
+
+    @property
+    def adaptive(self):
+        """Whether the optimizer divides by the gradient's size, as Adam does: in the first steps |update| / |gradient|
+        then differs from layer to layer (by 4 and more in the zoo), where SGD's is the learning rate in all of them."""
+        keys = ('update', 'norm'), ('grad', 'norm')
+        if any(k not in self.rec for k in keys) or len(self.layers) < 2: return False
+        u, g = (self.get(*k, self.layers)[:3] for k in keys)
+        with np.errstate(divide='ignore', invalid='ignore'): q = np.where((u > 0) & (g > 0), u / g, np.nan)
+        q = q[np.isfinite(q).sum(1) > 1]
+        q = q[np.isfinite(q).all(1)] if np.isfinite(q).all(1).any() else q
+        return bool(len(q)) and bool(np.nanmedian(np.nanmax(q, axis=1) / np.nanmin(q, axis=1)) > 2)
+
+    @property
     def step_fails(self):
-        """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers of
-        elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a usual
-        ratio a tenth of the loss would be gone within the horizon.  # (row,) bool"""
+        """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers
+        of elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a
+        usual ratio a tenth of the loss would be gone within the horizon.  # (row,) bool"""
         u, e = trailing(self.median_ratio) / SMALL_STEP, trailing(self.median_elasticity) / STARVED
         with np.errstate(divide='ignore', invalid='ignore'):
             return (u < np.minimum(e, 1)) & (trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1)
@@ -140,8 +172,8 @@ class Run:
 
     @property
     def starving(self):
-        """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the step
-        that is too small.  # (row,) bool"""
+        """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the
+        step that is too small.  # (row,) bool"""
         e = trailing(self.median_elasticity)
         with np.errstate(invalid='ignore'):
             return (e < STARVED) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails

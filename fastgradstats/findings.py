@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .answering import num
-from .evidence import FEWEST
+from .evidence import FEWEST, trailing
 
 SEVERITIES = ('info', 'warning', 'critical')
 
@@ -68,5 +68,15 @@ def spike(r, row, back=10, limit=.3):
     if not v.size or v.max() < limit: return None
     i, k  = np.unravel_index(v.argmax(), v.shape)
     return int(r.iter[start + i]), r.layers[k], float(v[i, k])
+
+def factors(r, row=-1):
+    """The three factors of what a step does, and which of them fails, as a clause: the share of the loss that a step
+    removes = elasticity x update ratio x direction (the cosine between the update and the way down)."""
+    e, u, way = trailing(r.median_elasticity)[row], trailing(r.median_ratio)[row], r.direction[row]
+    fails     = r.failing(row)
+    if not r.positive or not fails: return ''
+    way = num(way) if np.isfinite(way) else 'hidden by the noise of the loss'
+    return (f"; of the three factors of a step - elasticity {num(e)}, update ratio {num(u)}, direction {way} - "
+            f"{'the ' * (fails != 'elasticity')}{fails} fails")
 
 def told(s): return f"the step at iteration {s[0]} changed {s[1]} by {num(s[2])} times its own norm"

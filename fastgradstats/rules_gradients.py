@@ -5,10 +5,14 @@ import re
 
 import numpy as np
 
+from .advising import advise, scale_up
 from .answering import num, pct
 from .evidence import FEWEST, lasting, run, trailing
-from .findings import ELASTICITY, LOSS, Finding, Unreadable, root_numel, rule, severity, stuck
+from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, root_numel, rule, severity, stuck
 from .thresholds import SETTLE, STARVED
+
+SIGNAL = {'init': 'kaiming', 'norm': 'batch'}
+DEPTH  = {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}
 
 
 @rule(needs=[LOSS, ELASTICITY],
@@ -31,6 +35,8 @@ def starved(rec, limit=STARVED):
     low   = trailing(r.elasticity)
     worst = np.nanargmin(np.where(np.isfinite(low[b]), low[b], np.inf))
     lays  = tuple(l for l, v in zip(r.layers, low[b]) if v < limit)
+    bound = 'activation' in rec.layers and rec.layers['activation'].type.eq('Sigmoid').any()    # its slope: .25 at most
+    fix   = DEPTH if bound else SIGNAL
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
     g     = r.learned[b]
     gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
@@ -40,9 +46,8 @@ def starved(rec, limit=STARVED):
                   'info' if not lasts and (wakes or not stuck(r)) else severity(True, lasts),
                   f"from iteration {r.began(a)} {end}: one percent of change in the median layer moves the loss by "
                   f"{num(e[b])} % at most (elasticity; starved below {limit:g}), {gain}; lowest in {r.layers[worst]} "
-                  f"({num(low[b, worst])})",
-                  "Kaiming or LSUV initialisation, normalisation between the layers, an activation function that leaks",
-                  {'init': 'kaiming', 'norm': 'batch'}, lays)
+                  f"({num(low[b, worst])}){factors(r, b)}",
+                  advise(fix, *([] if bound else ["an activation function that leaks"])), fix, lays)
 
 
 @rule(needs=[LOSS, ('grad', 'norm')],
@@ -69,8 +74,7 @@ def vanishing(rec, limit=1e-3, steady=.7):
                   'info' if not lasts and not stuck(r) else severity(True, lasts),
                   f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a factor "
                   f"{num(per)} a layer",
-                  "an activation function that does not saturate, Kaiming initialisation, normalisation or shortcuts "
-                  "between the layers", {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}, half)
+                  advise(DEPTH, "shortcuts between the layers"), DEPTH, half)
 
 
 @rule(needs=[('grad', 'hist'), ('grad', 'frac_zero')],
@@ -119,6 +123,6 @@ def _all_gone(r, zero, edge):
 def _dims(shape): return [int(n) for n in re.findall(r'\d+', str(shape))]
 
 def _underflow(r, hit, value, limit, evidence):
+    fix = scale_up(r.first_loss) if r.positive else {'loss_scale': 65536.}
     return Finding('fp16_underflow', r.layers[int(hit.argmax())], (int(r.iter[0]), int(r.iter[-1])), value, limit,
-                   severity(True, stuck(r)), evidence, "scale the loss (MixedPrecision does) or train in bfloat16",
-                   {'loss_scale': 1024.}, tuple(np.array(r.layers)[hit]))
+                   severity(True, stuck(r)), evidence, advise(fix), fix, tuple(np.array(r.layers)[hit]))

@@ -5,7 +5,16 @@ import numpy as np
 
 from .answering import num
 from .evidence import WINDOW, run, trailing
-from .findings import LOSS, Finding, rule
+from .findings import LOSS, Finding, factors, rule
+
+ADVICE = {
+    'elasticity':   "see what stands before this; if nothing does: initialisation, normalisation between the layers",
+    'update ratio': "see what stands before this; if nothing does: a larger learning rate, and whether all weights "
+                    "are given to the optimizer",
+    'direction':    "see what stands before this; if nothing does, the steps are large enough and do not add up: "
+                    "do the labels belong to the inputs, are gradients zeroed, is the momentum or the learning rate "
+                    "too large?",
+    '':             "see what stands before this; if nothing does: the labels, the data, the learning rate"}
 
 
 @rule(needs=[LOSS],
@@ -22,5 +31,5 @@ def not_learning(rec, few=40):
     was = (f"gain over the best constant answer {num(max(g, 0))} at the end" if np.isfinite(g) else
            "gain was not measured")
     yield Finding('not_learning', '', (int(r.iter[a]), int(r.iter[-1])), float(g), .05 * abs(r.best_constant),
-                  'critical', f"loss {num(r.first_loss)} at the start, {num(trailing(r.loss)[-1])} at the end; {was}",
-                  "see what stands before this; if nothing does: the labels, the data, the learning rate", {})
+                  'critical', f"loss {num(r.first_loss)} at the start, {num(trailing(r.loss)[-1])} at the end; {was}"
+                  + factors(r), ADVICE[r.failing()], {})

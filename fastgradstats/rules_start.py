@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from .advising import advise
 from .answering import num
 from .evidence import FEWEST, run
 from .findings import LOSS, Finding, medians, named, root_numel, rule, stuck
 from .thresholds import SETTLE
+
+SCALE = {'init': 'kaiming', 'norm': 'batch'}
 
 
 @rule(needs=[[('activation', 'std'), ('weight', 'norm')]],
@@ -23,7 +26,13 @@ def bad_init(rec, limit=10., each=1.6):
     if len(zero) >= 2 and (not worked or _no_gradient(r, zero)):
         yield Finding('bad_init', zero[0], span, 0., 0., harm,
                       f"{named(zero)} start at exactly zero, so no gradient passes them",
-                      "random initial weights: Kaiming", {'init': 'kaiming'}, zero)
+                      advise({'init': 'kaiming'}), {'init': 'kaiming'}, zero)
+        return
+    grown = _outgrown(r)
+    if grown > 3 * limit:
+        yield Finding('bad_init', '', span, grown, 3 * limit, harm,
+                      f"before the first step the standard deviation of the outputs is {num(grown)} times that of the "
+                      f"inputs, where an initialisation that keeps scale has about 1", advise(SCALE), SCALE)
         return
     if ('activation', 'std') not in rec: return
     acts = rec.layers['activation']
@@ -41,12 +50,18 @@ def bad_init(rec, limit=10., each=1.6):
                   f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
                   f"{num(np.exp(y[0]))} in {names[0]} to {num(np.exp(y[-1]))} in {names[-1]}, in the first iterations"
                   f"{_backward(r)}" + ("; training went on in spite of it" if worked else ''),
-                  "Kaiming initialisation (LSUV mends it from one batch), or normalisation between the layers",
-                  {'init': 'kaiming', 'norm': 'batch'}, names)
+                  advise(SCALE), SCALE, names)
 
 def _zero_weights(r):
     if ('weight', 'norm') not in r.rec or not r.layers: return ()
     return tuple(np.array(r.layers)[r.get('weight', 'norm', r.layers)[0] == 0])
+
+def _outgrown(r):
+    "Standard deviation of the first outputs over that of the inputs (1 where those are no numbers); 0: not recorded."
+    if ('output', 'std') not in r.rec: return 0.
+    out = np.nanmax(r.get('output', 'std')[0], initial=0)
+    inp = np.nanmax(r.get('input', 'std')[0], initial=0) if ('input', 'std') in r.rec else 0.
+    return float(out / inp) if inp > 0 else float(out)
 
 def _no_gradient(r, layers):
     "Whether these layers had no gradient in the first iterations."
@@ -77,8 +92,7 @@ def input_scale(rec, large=10., small=.01):
                   large if s[k] > small else small, 'critical' if stuck(r) else 'warning',
                   f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and learning "
                   f"rates are made for 0 and 1",
-                  "normalise the input (fastai: Normalize.from_stats, tabular's Normalize)", {'input': 'normalize'},
-                  (name,))
+                  advise({'input': 'normalize'}), {'input': 'normalize'}, (name,))
 
 
 @rule(needs=[LOSS, ('output', 'mean'), ('output', 'min'), ('output', 'max')],
@@ -100,4 +114,4 @@ def double_softmax(rec):
                   'critical' if stuck(r) else 'warning',
                   f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: through a "
                   f"second softmax the loss cannot fall below {num(floor)}",
-                  "give cross-entropy the logits: take the model's softmax away", {'remove': 'softmax'})
+                  advise({'remove': 'softmax'}), {'remove': 'softmax'})

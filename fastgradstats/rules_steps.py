@@ -3,10 +3,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from .advising import advise, faster, slower
 from .answering import num
 from .evidence import WINDOW, run
-from .findings import ELASTICITY, LOSS, RATIO, Finding, medians, named, root_numel, rule, stuck, told
+from .findings import ELASTICITY, LOSS, RATIO, Finding, factors, medians, named, root_numel, rule, stuck, told
 from .thresholds import SETTLE, SMALL_STEP, STARVED
+
+OPTIMIZER = {'optimizer': 'all parameters'}
 
 
 @rule(needs=[LOSS, RATIO],
@@ -29,19 +32,20 @@ def step_too_large(rec, limit=1., worse=1.2):
         before = np.nanmedian(before) if np.isfinite(before).any() else np.nan
         if not len(after) or np.isfinite(after).all() and np.median(after) <= worse * before: continue
         k    = int(big[i].argmax())
+        fix  = slower(r, i)
         end  = np.nanmedian(after) if np.isfinite(after).any() else np.nan
         yield Finding('step_too_large', r.layers[k], (int(r.iter[i]), int(r.iter[hits[-1]])), float(big[i, k]), limit,
                       'critical' if stuck(r) else 'warning',
                       f"{told((r.iter[i], r.layers[k], big[i, k]))}; loss {num(before)} before, "
                       f"{num(end) if np.isfinite(end) else 'not finite'} after"
                       f"{f'; {len(hits)} such steps' if len(hits) > 1 else ''}",
-                      "a tenth of the learning rate, warm-up, or clipping", {'lr': .1, 'clip': 1.}, (r.layers[k],))
+                      advise(fix, "warm-up"), fix, (r.layers[k],))
         return
 
 
 @rule(needs=[LOSS, RATIO],
-      source='torchmortem: update ratio below 1e-5; cs231n: 1e-3 is usual. Limit: zoo. Against starved: the loss a step '
-             'removes is elasticity x ratio, and the one further below its limit comes first')
+      source='torchmortem: update ratio below 1e-5; cs231n: 1e-3 is usual. Limit: zoo. Against starved: the loss '
+             'a step removes is elasticity x ratio, and the one further below its limit comes first')
 def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     "The weights hardly move although the gradient could move the loss."
     r = run(rec)
@@ -57,12 +61,14 @@ def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     if e < STARVED and (r.waking()[0][-1] or not r.step_fails[-1]): return         # it moves, or larger is no help
     w = r.get('weight', 'norm', r.layers)
     if np.nanmedian(w[-1] / np.maximum(w[0], 1e-12)) > 3: return                   # small beside blown-up weights
+    fix = faster(r, med)
     yield Finding('step_too_small', '', (int(r.iter[SETTLE]), int(r.iter[-1])), med, limit,
                   'critical' if stuck(r) else 'warning',
                   f"a step changes the median layer by {num(med)} of its norm (usual: about 1e-3) and the loss has "
                   f"gone from {num(r.first_loss)} to {num(end)}"
-                  + (f", although elasticity ({num(e)}) says that it could fall" if np.isfinite(e) else ''),
-                  "a learning rate ten to a thousand times as large; lr_find shows it", {'lr': 100.}, ())
+                  + (f", although elasticity ({num(e)}) says that it could fall" if np.isfinite(e) else '')
+                  + factors(r),
+                  advise(fix), fix, ())
 
 
 @rule(needs=[('grad', 'norm'), ('update', 'norm')],
@@ -80,8 +86,7 @@ def not_stepped(rec, few=10):
     names = tuple(np.array(lays)[hit])
     yield Finding('not_stepped', names[0], (int(r.iter[0]), int(r.iter[-1])), 0., 0., 'critical',
                   f"{named(names)}: a gradient in {int(seen[:, hit].sum(0).min())} steps, and not one changed it",
-                  "give these parameters to the optimizer, or freeze them with requires_grad_(False) to save their "
-                  "gradient", {'optimizer': 'all parameters'}, names)
+                  advise(OPTIMIZER), OPTIMIZER, names)
 
 
 @rule(needs=[LOSS, ('grad', 'mean')],
@@ -108,8 +113,8 @@ def not_zeroed(rec, limit=.3, noisy=1.5):
                   f"the gradient of {named(names)} hardly changes from one batch to the next (successive differences "
                   f"over variance {num(value)}, 2 for independent batches) while the loss does: each step has all "
                   f"earlier gradients in it",
-                  "opt.zero_grad() before each backward pass (or is this accumulation, with a step after every "
-                  "batch?)", {'zero_grad': True}, names)
+                  advise({'zero_grad': True}, "where this is accumulation, a step after the last batch only"),
+                  {'zero_grad': True}, names)
 
 def _von_neumann(x):
     x = x[np.isfinite(x)]

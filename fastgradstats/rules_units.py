@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .advising import advise, slower
 from .answering import pct
 from .evidence import WINDOW, run
 from .findings import Finding, medians, named, rule, spike, stuck, told
@@ -29,21 +30,21 @@ def dead_units(rec, limit=DEAD):
     born  = w == 0
     since = int(wins.first_iter[w])
     share = float(end[k] if now else peak[k])
-    big   = None
+    big, at = None, 0
     if not born:
         upto = int(np.searchsorted(r.iter, wins.last_iter[w], 'right')) - 1
         big  = spike(r, upto, back=int(upto - np.searchsorted(r.iter, wins.first_iter[w - 1])) + 1)
+        at   = int(np.searchsorted(r.iter, big[0])) if big else upto
     how   = ("born dead, or dead within the first window" if born else
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
-    if born: advice, fix = ("biases of zero and Kaiming initialisation, an activation function that leaks",
-                            {'init': 'kaiming', 'activation': 'leaky_relu'})
-    else:    advice, fix = "a tenth of the learning rate (or warm-up), clipping", {'lr': .1, 'clip': 1.}
+    fix   = {'init': 'kaiming', 'activation': 'leaky_relu'} if born else slower(r, at)
     yield Finding('dead_units', names[k], (big[0] if big else since, int(wins.last_iter.iloc[-1])), share, limit,
                   'info' if not now else 'critical' if stuck(r) else 'warning',
                   f"{pct(share)} of the units of {names[k]} do not vary over any example ({how})"
                   + (f"; also in {named(list(names[hit])[1:])}" if hit.sum() > 1 else '')
-                  + ('' if now else '; they came back'), advice, fix, tuple(names[hit]))
+                  + ('' if now else '; they came back'),
+                  advise(fix, *([] if born else ["warm-up"])), fix, tuple(names[hit]))
 
 
 @rule(needs=[[('activation', 'frac_saturated'), ('activation', 'hist')]],
@@ -60,13 +61,18 @@ def saturated(rec, limit=.5):
     if not hit.any(): return
     k     = int(hit.argmax())
     early = start[k] > limit
+    fix   = {'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
     yield Finding('saturated', acts.layer[k], (int(r.iter[0 if early else -1]), int(r.iter[-1])), float(end[k]), limit,
                   'critical' if stuck(r) else 'warning' if early else 'info',
                   f"{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within 3 % of its bounds"
                   f"{' from the start' if early else f', {pct(start[k])} at the start'}"
                   + (f"; also {named(list(acts.layer[hit])[1:])}" if hit.sum() > 1 else ''),
-                  "smaller initial weights (Xavier), normalised inputs, normalisation before the activation",
-                  {'init': 'xavier', 'input': 'normalize', 'norm': 'batch'}, tuple(acts.layer[hit]))
+                  advise(fix), fix, tuple(acts.layer[hit]))
+
+def _unscaled(r, large=3.):
+    "The fix for inputs that are far from a standard deviation of 1, where that was recorded."
+    s = medians(r.get('input', 'std')) if ('input', 'std') in r.rec else np.zeros(1)
+    return {'input': 'normalize'} if (s > large).any() else {}
 
 def _saturation_of_hist(rec, acts):
     "Share of each bounded activation beyond .875 of its bound, the nearest edges of the bins.  # (window, layer)"

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .advising import advise, slower
 from .answering import num, pct
 from .evidence import WINDOW, run, trailing
 from .findings import LOSS, Finding, rule, severity, spike, stuck, told
@@ -24,10 +25,10 @@ def non_finite(rec):
     big   = spike(r, row)
     since = (f"; before it, {told(big)}" if big else
              f"; the loss before it was {num(r.loss[row - 1])}" if row else "; it was there from the start")
-    if order == 0:   advice, fix = "look at the data: the input itself holds them", {'input': 'normalize'}
-    elif big or row: advice, fix = "a tenth of the learning rate, or clip the gradient's norm", {'lr': .1, 'clip': 1.}
-    else:            advice, fix = ("check the loss function for log(0) or a division by 0, and the initialisation",
-                                    {'lr': .1, 'clip': 1.})
+    if order == 0: advice, fix = "look at the data: the input itself holds them", {}
+    else:
+        fix    = slower(r, row) if big or row else {'init': 'kaiming'}
+        advice = advise(fix, *([] if big or row else ["a look at the loss function for log(0) or a division by 0"]))
     yield Finding('non_finite', layer, (int(r.iter[row]), int(r.iter[-1])), 1., 0., 'critical',
                   f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "
                   f"at iteration {r.iter[row]}{since}", advice, fix, (layer,) if layer else ())
@@ -67,12 +68,12 @@ def exploding(rec, grown=30., worse=3.):
     with np.errstate(divide='ignore', invalid='ignore'): up = lays[row] / np.nanmedian(lays[:3], axis=0)
     up    = np.where(np.isfinite(up), up, 0)
     worst = r.layers[int(up.argmax())]
+    fix   = slower(r, row)
     yield Finding('exploding', worst, (int(r.iter[row]), int(r.iter[last])), float(g[row] / base), grown,
                   severity(True, stuck(r)),
                   f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the first "
                   f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in {worst} "
-                  f"({num(up.max())} times)", "a tenth of the learning rate, or clip the gradient's norm",
-                  {'lr': .1, 'clip': 1.}, tuple(l for l, u in zip(r.layers, up) if u > grown))
+                  f"({num(up.max())} times)", advise(fix), fix, tuple(l for l, u in zip(r.layers, up) if u > grown))
 
 
 @rule(needs=[LOSS],
@@ -89,9 +90,9 @@ def unstable(rec, times=2., few=3):
     if hit.sum() < few and above.mean() < .25: return
     rows  = np.flatnonzero(hit) if hit.sum() >= few else np.flatnonzero(above) + SETTLE
     big   = spike(r, int(rows[0]))
+    fix   = slower(r, int(rows[0]))
     yield Finding('unstable', '', (int(r.iter[rows[0]]), int(r.iter[rows[-1]])), float(np.nanmax(r.loss)), times * ref,
                   'critical' if stuck(r) else 'warning',
                   f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above {times:g} "
                   f"times its start in {pct(above.mean())} of the iterations" + (f"; {told(big)}" if big else ''),
-                  "a tenth of the learning rate, or clip the gradient's norm; check that the gradients are zeroed "
-                  "before each step", {'lr': .1, 'clip': 1.})
+                  advise(fix, "a check that the gradients are zeroed before each step"), fix)

@@ -27,12 +27,12 @@ TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared pro
                  watching='gathering hooking placebo planning prepared probes stepping views', data='')
 RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
-                 evidence='reading thresholds', findings='answering evidence',
-                 **dict.fromkeys(RULES, 'answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
+                 evidence='reading thresholds', findings='answering evidence', advising='answering thresholds',
+                 **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
                  states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
                  drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
 COATS     = dict(callbacks='constant diagnosing planning watching plots reporting record rules stats probes verifying',
-                 verifying='answering diagnosing', checking='answering diagnosing rules watching',
+                 verifying='answering diagnosing mending', mending='', checking='answering diagnosing rules watching',
                  watchdog='callbacks diagnosing evidence rules',
                  lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}

@@ -121,3 +121,57 @@ def test_advice_is_tried_on_fresh_learners_and_withdrawn_if_it_does_not_help():
     assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
     from fastgradstats import diagnose
     assert diagnose(learn, verify=True).trials
+
+# --- fixes applied -----------------------------------------------------------------------------------------------------
+def test_there_is_a_way_to_apply_every_key():
+    from fastgradstats.advising import WORDS
+    from fastgradstats.mending import APPLY
+    assert set(APPLY) == set(WORDS)
+
+class Loop(nn.Module):
+    "A cell that runs several times."
+    def __init__(self): super().__init__(); self.inp, self.rec, self.head = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+    def forward(self, x):
+        h = x.new_zeros(len(x), 8)
+        for _ in range(3): h = torch.tanh(self.inp(x[:, :4]) + self.rec(h))
+        return self.head(h)
+
+def normed(model, x):
+    from fastgradstats.mending import apply_fix
+    ds = list(zip(x, torch.zeros(len(x)).long()))
+    learn = Learner(DataLoaders(DataLoader(ds, bs=4), DataLoader(ds, bs=4), device='cpu'), model, loss_func=nn.CrossEntropyLoss())
+    names = set(model.state_dict())
+    done  = apply_fix(learn, {'norm': 'batch'})
+    assert names <= set(model.state_dict())
+    return done, {n: type(m.norm).__name__ for n, m in model.named_modules() if 'norm' in m._modules}
+
+def test_norms_are_put_behind_hidden_layers_that_have_none():
+    x = torch.randn(16, 20)
+    assert normed(nn.Sequential(nn.Linear(20, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), x) == (
+        ['norm'], {'0': 'BatchNorm1d', '2': 'BatchNorm1d'})
+    assert normed(Loop(), x) == (['norm'], {'inp': 'LayerNorm', 'rec': 'LayerNorm'})
+    conv = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
+    assert normed(conv, torch.randn(16, 1, 8, 8)) == (['norm'], {'0': 'BatchNorm2d'})
+    assert normed(nn.Sequential(nn.Linear(20, 2)), x) == ([], {})
+    assert normed(nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Flatten(), nn.Linear(40, 2)), torch.randint(0, 9, (16, 5)))[1] == {'1': 'LayerNorm'}
+
+def test_a_normed_copy_trains():
+    from fastgradstats.verifying import apply_fix, final_gain
+    learn = make(depth=4)
+    apply_fix(learn, {'init': 'kaiming', 'norm': 'batch', 'activation': 'leaky_relu'})
+    first, last = final_gain(learn, 40)
+    assert last < .8 * first and learn.model[0].norm.weight.grad is not None
+
+@pytest.mark.parametrize('scale', [2. ** 17, 1.])
+def test_a_scaled_loss_trains_like_the_plain_one(scale):
+    from fastgradstats.verifying import apply_fix, final_gain
+    learn = make(depth=3)
+    if scale > 1: apply_fix(learn, {'loss_scale': scale})
+    assert abs(final_gain(learn, 16)[1] - final_gain(make(depth=3), 16)[1]) < 1e-4
+
+def test_the_learning_rate_is_held():
+    from fastgradstats.verifying import apply_fix
+    learn = make(lr=1.)
+    apply_fix(learn, {'lr_cap': .01})
+    learn.fit(1, cbs=LayerStatsCallback(verbose=False))
+    assert np.allclose(learn.layer_stats['update', 'lr'], .01)

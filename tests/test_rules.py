@@ -96,3 +96,57 @@ def test_gradients_that_are_all_gone_in_half_precision():
     assert first(gone(1e-5)).rule == 'fp16_underflow' and first(gone(1.)).rule == 'starved'
     p = gone(1e-5); p.v['output', 'min'][:] = p.v['output', 'max'][:] = .5                  # one answer to all: no gradient
     assert first(p).rule == 'starved'
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', RULES)
+def test_every_key_of_a_fix_is_in_the_advice(name):
+    from fastgradstats.advising import WORDS
+    for f in RULES[name](FAULTS[name]()[0].record()):
+        assert set(f.fix) <= set(WORDS)
+        for k, v in f.fix.items(): assert WORDS[k](v) in f.advice
+
+@pytest.mark.parametrize('ratio,factor', [(5e-6, 1000.), (9e-5, 100.), (1e-12, 1e4)])
+def test_the_factor_on_a_small_learning_rate_brings_the_usual_ratio(ratio, factor):
+    p = Planted().starve()
+    p.v['grad', 'norm'][:] = 1.; p.v['update', 'norm'][:] = 5 * ratio
+    assert first(p).fix == {'lr': factor}
+
+def test_what_to_do_about_a_large_step_depends_on_what_was_before():
+    big = lambda: FAULTS['step_too_large']()[0]
+    p = big(); p.iters['lr'] = np.where(np.arange(100) == 30, 30., .1)
+    assert first(p).fix == {'lr_cap': .1}                                # the schedule
+    p = big(); p.iters['grad_norm'] = np.full(100, .43)
+    assert first(p).fix == {'clip': .4}                                  # usual steps before it
+    p = big(); p.v['update', 'norm'][:31] = 20.
+    assert first(p).fix == {'lr': .01} if first(p).iters[0] == 0 else first(p).fix['lr'] <= .01
+
+def test_adam_is_known_by_its_first_steps():
+    from fastgradstats.evidence import run
+    p = Planted()
+    assert not run(p.record()).adaptive
+    p.v['update', 'norm'][:] = .01
+    p.v['grad', 'norm'][:]  *= np.array([1., 3., 9., 27.])
+    assert run(p.record()).adaptive
+
+def factor(p, rule):
+    f = next(f for f in diagnose(p.record()).findings if f.rule == rule)
+    return f.evidence.split('three factors')[1] if 'three factors' in f.evidence else ''
+
+def test_the_factor_that_fails_is_named():
+    p = Planted().starve()
+    assert factor(p, 'starved').endswith('elasticity fails')
+    p = FAULTS['step_too_small']()[0]
+    assert factor(p, 'step_too_small').endswith('the update ratio fails')
+    p = FAULTS['not_learning']()[0]                                      # elasticity .4, ratio .004, and it stays where it is
+    assert factor(p, 'not_learning').endswith('the direction fails') and 'labels' in diagnose(p.record()).findings[0].advice
+
+def test_the_direction_is_the_share_of_what_the_other_factors_allow():
+    from fastgradstats.evidence import run
+    p, t = Planted(layers=1), np.arange(100)
+    p.iters['loss'] = 2.3 * np.exp(-.002 * t)
+    p.v['grad', 'norm']   = .8 * p.iters['loss'][:, None] / 5             # elasticity .8
+    p.v['update', 'norm'] = np.full((100, 1), .005 * 5)                   # x ratio .005 = .004, and .002 is removed
+    r = run(p.record())
+    assert abs(r.direction[-1] - .5) < .02
+    p.iters['loss'] = p.iters['loss'] + np.random.default_rng(0).normal(0, .2, 100)
+    assert np.isnan(run(p.record()).direction[-1])                       # the noise hides it

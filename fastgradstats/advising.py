@@ -1,0 +1,63 @@
+"""What to try: a `fix` for machines and the same in words, its factors chosen from what was recorded.
+
+A factor on the learning rate is a power of ten that brings the median layer's update ratio to what healthy runs take.
+"""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .answering import join, num
+from .thresholds import ADAPTIVE_STEP, LARGE_STEP, USUAL_STEP
+
+JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
+WORDS = dict(
+    lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",
+    lr_cap     = lambda v: f"a learning rate of {num(v)} at most",
+    clip       = lambda v: f"clipping the gradient's norm at {num(v)}",
+    init       = lambda v: {'kaiming': "Kaiming initialisation with biases of zero (or LSUV)",
+                            'xavier':  "smaller initial weights (Xavier)"}[v],
+    norm       = lambda v: "normalisation between the layers (batch norm; in recurrent nets, transformers layer norm)",
+    activation = lambda v: {'relu': "an activation function that does not saturate (ReLU)",
+                            'leaky_relu': "an activation function that leaks"}[v],
+    input      = lambda v: "normalised inputs (fastai: Normalize.from_stats, tabular's Normalize)",
+    remove     = lambda v: f"the model without its {v}: cross-entropy takes the logits",
+    optimizer  = lambda v: "an optimizer that is given all parameters (or requires_grad_(False) where that is meant)",
+    zero_grad  = lambda v: "opt.zero_grad() before each backward pass",
+    loss_scale = lambda v: f"a loss scaled by {v:g} (MixedPrecision does it), or bfloat16")
+
+
+def advise(fix, *more):
+    "A fix in words, every key of it, and what else may be tried."
+    return '; or '.join([join([WORDS[k](v) for k, v in fix.items()])] * bool(fix) + list(more))
+
+def power_of_ten(x): return float(10. ** round(math.log10(x)))
+
+def usual(r): return ADAPTIVE_STEP if r.adaptive else USUAL_STEP
+
+def faster(r, ratio):
+    "The fix for steps that are too small, by the median update ratio."
+    return {'lr': float(np.clip(power_of_ten(usual(r) / ratio), 10., 1e4))}
+
+def slower(r, row):
+    """The fix for a step that was too large at `row`: an end to the schedule's jump, a clip where the steps before were
+    usual ones, else a smaller learning rate."""
+    row   = min(row, len(r) - 1)
+    lr    = r.lr[:row][np.isfinite(r.lr[:row])]
+    jump  = len(lr) and np.nanmax(r.lr[row - min(row, 3):row + 1]) / np.median(lr) >= JUMP
+    if jump: return {'lr_cap': float(f'{np.median(lr):.2g}')}
+    u     = r.median_ratio[:row + 1]
+    u     = u[np.isfinite(u)]
+    norms = r.all.grad_norm.to_numpy(float)[r.rows][:row]
+    norms = norms[np.isfinite(norms) & (norms > 0)]
+    if len(u) > 5 and len(norms) and np.median(u[:-1]) <= LARGE_STEP: return {'clip': float(f'{np.median(norms):.1g}')}
+    ratio = u[0] if len(u) else np.nan
+    for v in u:
+        if v > LARGE_STEP: ratio = v; break                            # the first that was too large: later ones follow
+    if not ratio > LARGE_STEP: return {'lr': .1, 'clip': 1.}
+    return {'lr': float(np.clip(power_of_ten(usual(r) / ratio), 1e-6, .1))}
+
+def scale_up(loss):
+    "The fix for underflow: the power of two that brings the loss to about one."
+    return {'loss_scale': float(2. ** max(round(-math.log2(loss)), 10))}
