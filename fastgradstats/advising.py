@@ -49,13 +49,14 @@ def slower(r, row):
     if jump: return {'lr_cap': float(f'{np.median(lr):.2g}')}
     u     = r.median_ratio[:row + 1]
     u     = u[np.isfinite(u)]
+    large = np.nanmax([LARGE_STEP, *(2 * r.settled[:1])])              # AdamW may settle above it
     norms = r.all.grad_norm.to_numpy(float)[r.rows][:row]
     norms = norms[np.isfinite(norms) & (norms > 0)]
-    if len(u) > 5 and len(norms) and np.median(u[:-1]) <= LARGE_STEP: return {'clip': float(f'{np.median(norms):.1g}')}
+    if len(u) > 5 and len(norms) and np.median(u[:-1]) <= large: return {'clip': float(f'{np.median(norms):.1g}')}
     ratio = u[0] if len(u) else np.nan
     for v in u:
-        if v > LARGE_STEP: ratio = v; break                            # the first that was too large: later ones follow
-    if not ratio > LARGE_STEP: return {'lr': .1, 'clip': 1.}
+        if v > large: ratio = v; break                            # the first that was too large: later ones follow
+    if not ratio > large: return {'lr': .1, 'clip': 1.}
     return {'lr': float(np.clip(power_of_ten(usual(r) / ratio), 1e-6, .1))}
 
 def scale_up(loss):

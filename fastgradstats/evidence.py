@@ -139,6 +139,16 @@ class Run:
         return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
 
     @property
+    def settled(self):
+        """The update ratio that a normalised layer settles at, sqrt(2 lr wd), where the weight decay is decoupled
+        (AdamW) and the record's meta tells it, as `optimizer`: {'wd': .01, 'decoupled': True}. NaN elsewhere.  # (row,)
+        Source: Kosson et al. 2023, arXiv 2305.17212, rotational equilibrium; reached after about 1 / (lr wd) steps."""
+        opt = self.rec.meta.get('optimizer')
+        opt = opt if isinstance(opt, dict) else {}
+        wd  = opt.get('wd') if opt.get('decoupled') else None
+        return np.sqrt(2 * self.lr * wd) if isinstance(wd, (int, float)) and wd > 0 else np.full(self.n, np.nan)
+
+    @property
     def adaptive(self):
         """Whether the optimizer divides by the gradient's size, as Adam does: in the first steps |update| / |gradient|
         then differs from layer to layer (by 4 and more in the zoo), where SGD's is the learning rate in all of them."""

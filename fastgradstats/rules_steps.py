@@ -56,7 +56,10 @@ def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     med = float(np.nanmedian(m[m > 0]))
     e   = np.nanmedian(r.median_elasticity[SETTLE:]) if ELASTICITY in rec and r.positive else np.nan
     end = medians(r.loss[-WINDOW:, None])[0]
+    rest  = np.nanmedian(r.settled[SETTLE:]) if np.isfinite(r.settled).any() else np.nan
+    limit = min(limit, rest / 3) if np.isfinite(rest) else limit                   # at rest there: no fault of the step
     if not np.isfinite(end) or med >= limit: return
+    usual = f"with this weight decay it settles near {num(rest)}" if np.isfinite(rest) else "usual: about 1e-3"
     if (r.first_loss - end) > fall * abs(r.first_loss) and not stuck(r): return    # it learns
     if e < STARVED and (r.waking()[0][-1] or not r.step_fails[-1]): return         # it moves, or larger is no help
     w = r.get('weight', 'norm', r.layers)
@@ -64,7 +67,7 @@ def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     fix = faster(r, med)
     yield Finding('step_too_small', '', (int(r.iter[SETTLE]), int(r.iter[-1])), med, limit,
                   'critical' if stuck(r) else 'warning',
-                  f"a step changes the median layer by {num(med)} of its norm (usual: about 1e-3) and the loss has "
+                  f"a step changes the median layer by {num(med)} of its norm ({usual}) and the loss has "
                   f"gone from {num(r.first_loss)} to {num(end)}"
                   + (f", although elasticity ({num(e)}) says that it could fall" if np.isfinite(e) else '')
                   + factors(r),

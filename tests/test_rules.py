@@ -150,3 +150,27 @@ def test_the_direction_is_the_share_of_what_the_other_factors_allow():
     assert abs(r.direction[-1] - .5) < .02
     p.iters['loss'] = p.iters['loss'] + np.random.default_rng(0).normal(0, .2, 100)
     assert np.isnan(run(p.record()).direction[-1])                       # the noise hides it
+
+# --- AdamW -----------------------------------------------------------------------------------------------------------
+class Told(Planted):
+    "With what the record may say of the optimizer."
+    optimizer = None
+    def record(self):
+        from fastgradstats import Record
+        r = super().record()
+        return Record(r.iters, {k: r[k] for k in r.keys()}, r.layers, r.windows, None, None, r.bins, {'optimizer': self.optimizer})
+
+def adamw(lr, ratio, **optimizer):
+    p = Told().starve()
+    p.iters['lr'] = lr
+    p.v['grad', 'norm'][:], p.v['update', 'norm'][:] = 1., 5 * ratio
+    p.optimizer = optimizer or None
+    return [f for f in diagnose(p.record()).findings if f.rule == 'step_too_small']
+
+def test_a_small_step_is_judged_against_where_adamw_settles():
+    "sqrt(2 lr wd): at lr 1e-7 and wd .01 4.5e-5, which is at rest and no fault; at lr 1e-3 .0045, of which 4.5e-5 is far below."
+    assert adamw(1e-7, 4.5e-5) and adamw(1e-7, 4.5e-5, wd=.01, decoupled=False) and adamw(1e-7, 4.5e-5, wd=0., decoupled=True)
+    assert not adamw(1e-7, 4.5e-5, wd=.01, decoupled=True)
+    found = adamw(1e-3, 4.5e-5, wd=.01, decoupled=True)
+    assert found and 'settles near 0.0045' in found[0].evidence
+    assert adamw(1e-7, 1e-6, wd=.01, decoupled=True)
