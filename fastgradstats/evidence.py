@@ -11,12 +11,13 @@ import numpy as np
 import pandas as pd
 
 from .reading import columns, weights
-from .thresholds import AWAKE, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
+from .thresholds import AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
 
 WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
 FEWEST  = 10                      # rows below which nothing is judged
 HORIZON = 100                     # a forecast further ahead than this many rows is no forecast
 NOISE   = 5                       # what is learned is near zero within so many batch-to-batch deviations of the loss
+ADAPTIVE = 'adam', 'rms', 'lamb', 'lars', 'lion', 'adagrad', 'adadelta', 'adafactor', 'ranger'
 HAZY    = .25                     # standard error of a cosine above which it is not known
 SURE    = 4.                      # t statistic of a slope
 
@@ -91,6 +92,20 @@ class Run:
         s, t = slope(self.loss, WINDOW)
         with np.errstate(invalid='ignore'): return (t < -SURE)
 
+    # --- the placebo -------------------------------------------------------------------------------------------------
+    @property
+    def placebo(self):
+        "The last placebo measured up to each row: how far a signal without meaning moves the answers.  # (row, layer)"
+        if ('grad', 'placebo') not in self.rec or not self.layers: return np.full((self.n, len(self.layers)), np.nan)
+        return pd.DataFrame(self.get('grad', 'placebo', self.layers)).ffill().to_numpy()
+
+    @property
+    def median_placebo(self):
+        "Of the median layer.  # (row,)"
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', RuntimeWarning)
+            return np.nanmedian(self.placebo, axis=1) if self.layers else np.full(self.n, np.nan)
+
     # --- elasticity --------------------------------------------------------------------------------------------------
     @property
     def elasticity(self):
@@ -135,30 +150,39 @@ class Run:
         "Which factor of a step fails at `row`: 'elasticity', 'update ratio', 'direction'; '' where it cannot be told."
         e, u = trailing(self.median_elasticity)[row], trailing(self.median_ratio)[row]
         if np.isfinite(u) and (self.step_fails[row] or u < SMALL_STEP and not e < STARVED): return 'update ratio'
-        if e < STARVED: return 'elasticity'
+        if e < STARVED and not self.median_placebo[row] >= PASSES: return 'elasticity'
         return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
 
     @property
     def settled(self):
-        """The update ratio that a normalised layer settles at, sqrt(2 lr wd), where the weight decay is decoupled
-        (AdamW) and the record's meta tells it, as `optimizer`: {'wd': .01, 'decoupled': True}. NaN elsewhere.  # (row,)
+        """The update ratio that a normalised layer settles at, sqrt(2 lr wd), where the optimizer shrinks the weights
+        themselves (AdamW) and the record's meta tells it: {'optimizer': {'wd': .01, 'decoupled': True}}; of groups that
+        differ the largest. NaN elsewhere.  # (row,)
         Source: Kosson et al. 2023, arXiv 2305.17212, rotational equilibrium; reached after about 1 / (lr wd) steps."""
-        opt = self.rec.meta.get('optimizer')
-        opt = opt if isinstance(opt, dict) else {}
-        wd  = opt.get('wd') if opt.get('decoupled') else None
-        return np.sqrt(2 * self.lr * wd) if isinstance(wd, (int, float)) and wd > 0 else np.full(self.n, np.nan)
+        opt    = self.rec.meta.get('optimizer')
+        listed = lambda v: v if isinstance(v, list) else [v]
+        opt    = opt if isinstance(opt, dict) else {}
+        wds    = [w for w in listed(opt.get('wd')) if isinstance(w, (int, float)) and w > 0]
+        if not wds or True not in listed(opt.get('decoupled')): return np.full(self.n, np.nan)
+        return np.sqrt(2 * self.lr * max(wds))
 
     @property
     def adaptive(self):
-        """Whether the optimizer divides by the gradient's size, as Adam does: in the first steps |update| / |gradient|
-        then differs from layer to layer (by 4 and more in the zoo), where SGD's is the learning rate in all of them."""
+        """Whether the optimizer divides by the gradient's size, as Adam does: by its name, if the record's meta has it,
+        else by the first step, in which SGD's |update| / |gradient| is the learning rate (times the clip factor) in
+        every layer and Adam's differs from layer to layer (by 4 and more in the zoo) and from that."""
+        opt  = self.rec.meta.get('optimizer')
+        name = str(opt.get('name', '')).lower() if isinstance(opt, dict) else ''
+        if any(n in name for n in ADAPTIVE): return True
         keys = ('update', 'norm'), ('grad', 'norm')
-        if any(k not in self.rec for k in keys) or len(self.layers) < 2: return False
-        u, g = (self.get(*k, self.layers)[:3] for k in keys)
-        with np.errstate(divide='ignore', invalid='ignore'): q = np.where((u > 0) & (g > 0), u / g, np.nan)
-        q = q[np.isfinite(q).sum(1) > 1]
-        q = q[np.isfinite(q).all(1)] if np.isfinite(q).all(1).any() else q
-        return bool(len(q)) and bool(np.nanmedian(np.nanmax(q, axis=1) / np.nanmin(q, axis=1)) > 2)
+        if 'sgd' in name or not self.n or any(k not in self.rec for k in keys) or len(self.layers) < 2: return False
+        u, g = (self.get(*k, self.layers)[0] for k in keys)
+        seen = (u > 0) & (g > 0) & np.isfinite(u) & np.isfinite(g)
+        if not seen.any(): return False
+        q    = u[seen] / g[seen]
+        clip = np.nan_to_num(self.all.clip_factor.to_numpy(float)[self.rows[0]], nan=1.)
+        with np.errstate(divide='ignore', invalid='ignore'): off = abs(np.log(np.median(q) / (self.lr[0] * clip)))
+        return bool(q.max() / q.min() > 3 and off > np.log(3))
 
     @property
     def step_fails(self):
@@ -183,10 +207,12 @@ class Run:
     @property
     def starving(self):
         """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the
-        step that is too small.  # (row,) bool"""
-        e = trailing(self.median_elasticity)
+        step that is too small. A placebo that passes outweighs a low elasticity (a floor of the loss, an offset), and
+        one that is blocked stands for it where the loss is not positive.  # (row,) bool"""
+        e, p = trailing(self.median_elasticity), self.median_placebo
         with np.errstate(invalid='ignore'):
-            return (e < STARVED) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails
+            if not self.positive: return (p <= BLOCKED) & self.blind & self.judged
+            return (e < STARVED) & ~(p >= PASSES) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails
 
     @property
     def judged(self):

@@ -9,7 +9,7 @@ from .advising import advise, scale_up
 from .answering import num, pct
 from .evidence import FEWEST, lasting, run, trailing
 from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, root_numel, rule, severity, stuck
-from .thresholds import SETTLE, STARVED
+from .thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
 SIGNAL = {'init': 'kaiming', 'norm': 'batch'}
 DEPTH  = {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}
@@ -22,19 +22,24 @@ def starved(rec, limit=STARVED):
     "Nothing gets through: the weights can hardly move the loss, nothing is learned, and that does not change."
     r = run(rec)
     if not r.layers: raise Unreadable("the record has no weights with two or more dimensions")
-    if not r.positive:
-        raise Unreadable("elasticity divides by the loss, which is not positive throughout; look at gain and its trend")
+    if not r.positive and not np.isfinite(r.median_placebo).any():
+        raise Unreadable("elasticity divides by the loss, which is not positive throughout; "
+                         "LayerStatsCallback(placebo=True) tells without it")
     few = SETTLE + FEWEST
     if len(r) < few: raise Unreadable(f"{len(r)} measured iterations are too few: {few} are needed")
     e    = trailing(r.median_elasticity)
-    hits = lasting(r.starving if limit == STARVED else r.starving & (e < limit), 3)
+    hits = lasting(r.starving & (e < limit) if r.positive and limit != STARVED else r.starving, 3)
     if not hits: return
     (a, _), (_, b) = hits[0], hits[-1]
     lasts = b >= len(r) - 2
     wakes = r.waking()[0][-1]
-    low   = trailing(r.elasticity)
+    low   = trailing(r.elasticity) if r.positive else r.placebo
+    limit = limit if r.positive else BLOCKED
+    e     = e if r.positive else r.median_placebo
     worst = np.nanargmin(np.where(np.isfinite(low[b]), low[b], np.inf))
     lays  = tuple(l for l, v in zip(r.layers, low[b]) if v < limit)
+    what  = (f"one percent of change in the median layer moves the loss by {num(e[b])} % at most (elasticity; starved "
+             f"below {limit:g})" if r.positive else "the loss is not positive, so elasticity says nothing")
     bound = 'activation' in rec.layers and rec.layers['activation'].type.eq('Sigmoid').any()    # its slope: .25 at most
     fix   = DEPTH if bound else SIGNAL
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
@@ -44,10 +49,16 @@ def starved(rec, limit=STARVED):
              "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
     yield Finding('starved', r.layers[worst], (r.began(a), int(r.iter[b])), float(np.nanmin(e[a:b + 1])), limit,
                   'info' if not lasts and (wakes or not stuck(r)) else severity(True, lasts),
-                  f"from iteration {r.began(a)} {end}: one percent of change in the median layer moves the loss by "
-                  f"{num(e[b])} % at most (elasticity; starved below {limit:g}), {gain}; lowest in {r.layers[worst]} "
-                  f"({num(low[b, worst])}){factors(r, b)}",
+                  f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
+                  f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}",
                   advise(fix, *([] if bound else ["an activation function that leaks"])), fix, lays)
+
+def _placebo(r, row):
+    p = r.median_placebo[row]
+    if not np.isfinite(p): return ''
+    says = "is blocked" if p <= BLOCKED else "passes" if p >= PASSES else "cannot be told to pass"
+    return (f"; a signal without meaning {says} (placebo of the median layer {num(p)}; blocked below {BLOCKED:g}, live "
+            f"above {PASSES:g})")
 
 
 @rule(needs=[LOSS, ('grad', 'norm')],

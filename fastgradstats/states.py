@@ -6,7 +6,7 @@ import pandas as pd
 
 from .answering import num, pct
 from .evidence import FEWEST, WINDOW, run, slope, trailing
-from .thresholds import AWAKE, DEAD, SETTLE, STARVED
+from .thresholds import AWAKE, BLOCKED, DEAD, PASSES, SETTLE, STARVED
 
 VERDICTS = ('healthy', 'converged', 'starved', 'waking', 'dead', 'saturated', 'exploding', 'frozen', 'cannot tell')
 FLAT     = .02                    # a loss that changes by less than this share of what was learned in a window is flat
@@ -65,23 +65,26 @@ def _of_weights(r, state, by):
     e   = r.elasticity if ('grad', 'elasticity') in rec and r.positive else np.full(g.shape, np.nan)
     u   = r.get('update', 'ratio', r.layers) if ('update', 'ratio') in rec else np.full(g.shape, np.nan)
     low = trailing(e)[-1]
-    for k, l in enumerate(r.layers): yield l, _of_weight(r, state, by.get(l, {}), g[:, k], e[:, k], u[:, k], low[k])
+    p   = r.placebo[-1]
+    for k, l in enumerate(r.layers):
+        yield l, _of_weight(r, state, by.get(l, {}), g[:, k], e[:, k], u[:, k], low[k], p[k])
 
-def _of_weight(r, state, by, g, e, u, low):
-    "Of one weight: its gradient's norm, elasticity, update ratio, all (row,), and its elasticity at the end."
+def _of_weight(r, state, by, g, e, u, low, placebo):
+    "Of one weight: its gradient's norm, elasticity, update ratio, all (row,); elasticity and placebo at the end."
     gain  = r.learned[-1]
     tail  = g[-WINDOW:]
     seen  = tail[np.isfinite(tail)]
     peak  = np.nanmax(g) if np.isfinite(g).any() else np.nan
     share = f"gradient at {pct(np.median(seen) / peak)} of its own peak" if len(seen) and peak > 0 else ''
-    nums  = f"elasticity {num(low)}, gain {num(gain)}"
+    nums  = f"elasticity {num(low)}, gain {num(gain)}" + (f", placebo {num(placebo)}" if np.isfinite(placebo) else '')
+    thin  = placebo <= BLOCKED if not r.positive else low < STARVED and not placebo >= PASSES
     wild  = next((f for n, f in by.items() if n in ('exploding', 'non_finite')), None)
     if wild or np.isinf(tail).any(): return 'exploding', wild.evidence if wild else 'its gradient is infinite', ''
     if 'not_stepped' in by: return 'frozen', 'it receives a gradient but is never stepped', share
     if not len(seen):       return 'frozen', 'it received no gradient', ''
     if len(seen) >= 3 and not seen.any():
         return 'dead', f"its gradient is exactly zero in the last {len(seen)} iterations", f"gain {num(gain)}"
-    if state == 'starved' and low < STARVED: return 'starved', nums, share
+    if state == 'starved' and thin: return 'starved', nums, share
     if state == 'waking':
         wakes, when = r.waking(np.where(e > 0, e, np.nan))
         told = f"; forecast to pass {AWAKE:g} at iteration {when[-1]:.0f}" if wakes[-1] else ''
@@ -90,8 +93,8 @@ def _of_weight(r, state, by, g, e, u, low):
         return 'converged', f"loss flat, {share}, gain {num(gain)}", f"elasticity {num(low)}" if low < STARVED else ''
     if state == 'learning':
         says = f"the network learns (gain {num(gain)})"
-        if not np.isfinite(low): return 'cannot tell', says, 'elasticity was not measured'
-        if low < STARVED:        return 'cannot tell', says, f"elasticity of this layer {num(low)}"
+        if not np.isfinite(low) and not placebo >= PASSES: return 'cannot tell', says, 'elasticity was not measured'
+        if thin: return 'cannot tell', says, f"elasticity of this layer {num(low)}"
         step = np.nanmedian(u[-WINDOW:]) if np.isfinite(u[-WINDOW:]).any() else np.nan
         return 'healthy', f"{nums}, update ratio {num(step)}", ''
     return 'cannot tell', nums, ''

@@ -6,11 +6,13 @@ Fashion-MNIST, 5 seeds): starved ones had at most .062, live ones at least .106,
 STARVED      = .08                # median elasticity below it: the weights can hardly move the loss
 CONVERGED    = .1                 # share of the first losses below which a net has converged ...
 CONVERGED_E  = 1.                 # ... with at least this median elasticity
+BLOCKED      = .33                # placebo of the median layer: starved nets had at most so much (trial, one seed) ...
+PASSES       = 1.3                # ... live ones 5.4 and more: the geometric mean. Zoo, seed 0: .19, and .6 and more
 AWAKE        = .5                 # median elasticity above which training is under way; forecasts are of passing it
 SETTLE       = 5                  # the first iterations, in which elasticity alone misleads
 SMALL_STEP   = 1e-4               # median update ratio below it: a step hardly moves; a tenth of cs231n's 1e-3
 USUAL_STEP   = 1e-2               # median update ratio of healthy runs in the first 40 rows: .001 to .06 (zoo)
-ADAPTIVE_STEP = .03              # of Adam's first steps, lr an element whatever the gradient: .02 to .09 (zoo)
+ADAPTIVE_STEP = .03               # of the first steps of Adam, lr an element whatever the gradient: .02 to .09 (zoo)
 LARGE_STEP   = .1                 # ten times that
 STARVED_GAIN = .05                # share of the constant answer's loss saved, below which a net may be starved
 DEAD         = .5                 # share of dead units above which a layer is dead: SageMaker's DeadRelu, torchdiag

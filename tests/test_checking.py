@@ -175,3 +175,12 @@ def test_the_learning_rate_is_held():
     apply_fix(learn, {'lr_cap': .01})
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))
     assert np.allclose(learn.layer_stats['update', 'lr'], .01)
+
+def test_where_adamw_settles_is_read_from_a_real_record():
+    from fastai.optimizer import Adam
+    from fastgradstats.evidence import run
+    learn = make(lr=1e-3)
+    learn.opt_func, learn.wd = Adam, .05                        # fastai's Adam shrinks the weights themselves
+    learn.fit(1, cbs=LayerStatsCallback(verbose=False))
+    r = run(learn.layer_stats)
+    assert r.adaptive and np.allclose(r.settled, np.sqrt(2 * 1e-3 * .05))

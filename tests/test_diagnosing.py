@@ -139,3 +139,39 @@ def test_the_command_line(tmp_path, capsys, fault, status):
     assert e.value.code == status and diagnose(Planted().record() if not fault else FAULTS[fault]()[0].record()).verdict in capsys.readouterr().out
     with pytest.raises(SystemExit) as e: main(['diagnose', str(path), '--json'])
     assert e.value.code == status and json.loads(capsys.readouterr().out)['critical'] == bool(status)
+
+# --- the placebo -----------------------------------------------------------------------------------------------------
+def witness(p, value):
+    "Every 25th row measures what a signal without meaning does."
+    v = np.full((p.n, p.layers), np.nan)
+    v[::25] = value
+    p.v['grad', 'placebo'] = v
+    return p
+
+def test_a_placebo_that_passes_outweighs_a_low_elasticity():
+    "The gradient is as small as a starved net's and nothing is learned, but the weights can move the answers."
+    rep = diagnose(witness(Planted(100).starve(), 8.).record())
+    assert 'starved' not in {f.rule for f in rep.findings} and 'starved' not in verdicts(rep)
+
+def test_a_placebo_that_is_blocked_is_in_the_evidence():
+    f = diagnose(witness(Planted(100).starve(), .01).record()).findings[0]
+    assert f.rule == 'starved' and 'a signal without meaning is blocked (placebo of the median layer 0.010' in f.evidence
+
+def test_between_the_limits_elasticity_decides():
+    assert diagnose(witness(Planted(100).starve(), .7).record()).findings[0].rule == 'starved'
+    assert diagnose(witness(Planted(100), .7).record()).ok
+
+def test_the_placebo_tells_where_the_loss_is_not_positive():
+    def negative(value):
+        p = Planted(100).starve()
+        p.iters['loss'], p.iters['loss_constant'] = p.iters['loss'] - 3, np.asarray(p.iters['loss_constant']) - 3
+        return diagnose((witness(p, value) if value else p).record())
+    blocked, passes, none = negative(.01), negative(8.), negative(None)
+    assert blocked.findings[0].rule == 'starved' and 'elasticity says nothing' in blocked.findings[0].evidence
+    assert 'starved' in passes.checked and not any(f.rule == 'starved' for f in passes.findings)
+    assert 'placebo=True' in next(s for s in none.skipped if s.rule == 'starved').why
+
+def test_a_low_layer_that_the_placebo_reaches_is_healthy_in_a_net_that_learns():
+    p = Planted(); p.v['grad', 'norm'][:, 0] = 1e-4
+    assert diagnose(witness(p, 8.).record()).layers.set_index('layer').verdict['0.weight'] == 'healthy'
+    assert diagnose(witness(p, .01).record()).layers.set_index('layer').verdict['0.weight'] == 'cannot tell'
