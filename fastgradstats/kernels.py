@@ -33,6 +33,24 @@ def floats_at(typingctx, address):
 
 
 @compiled(fastmath=LOOSE)
+def of_row(x, lo, hi):                              # x, lo, hi: (column,); lo, hi: updated
+    "Sum and sum of squares of a row; the least and the greatest of each column up to it."
+    total = squares = 0.
+    for start in range(0, len(x), BLOCK):
+        row, a, b = x[start:start + BLOCK], lo[start:start + BLOCK], hi[start:start + BLOCK]
+        s = q = x.dtype.type(0)
+        for c in range(len(row)):                   # from 0: a loop from elsewhere is not vectorised (may be negative)
+            v    = row[c]
+            s   += v
+            q   += v * v
+            a[c] = min(a[c], v)
+            b[c] = max(b[c], v)
+        total   += s
+        squares += q
+    return total, squares
+
+
+@compiled(fastmath=LOOSE)
 def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,), sample: (n,), all written
     """Sum and sum of squares of all; least and greatest of each column; and, as long as a row is in the cache, every
     stride-th element in the order of the rows, until `sample` is full."""
@@ -40,17 +58,9 @@ def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,
     taken = 0
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
     for r in range(x.shape[0]):
-        for start in range(0, x.shape[1], BLOCK):
-            row, a, b = x[r, start:start + BLOCK], lo[start:start + BLOCK], hi[start:start + BLOCK]
-            s = q = x.dtype.type(0)
-            for c in range(len(row)):               # from 0: a loop from elsewhere is not vectorised (may be negative)
-                v    = row[c]
-                s   += v
-                q   += v * v
-                a[c] = min(a[c], v)
-                b[c] = max(b[c], v)
-            total   += s
-            squares += q
+        s, q     = of_row(x[r], lo, hi)
+        total   += s
+        squares += q
         stop = min(((r + 1) * x.shape[1] - 1) // stride + 1, len(sample))
         for k in range(taken, stop): sample[k] = x[r, k * stride - r * x.shape[1]]
         taken = max(taken, stop)
@@ -58,10 +68,8 @@ def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,
 
 
 @compiled()
-def count_patterns(bits, raw):                      # bits: (n,) int32 of float32; raw: (4, 2048) int32, written
-    """Counts by the top 11 bits, into four tables in turn, since many zeros in a row would wait for one another; all
-    are added up in the first."""
-    raw[:] = 0
+def count_patterns(bits, raw):                      # bits: (n,) int32 of float32; raw: (4, 2048) int32, added to
+    "Counts by the top 11 bits, in four tables in turn, since many zeros in a row would wait for one another."
     n = len(bits) // 4 * 4
     for i in range(0, n, 4):
         raw[0, (bits[i    ] >> 21) + 1024] += 1
@@ -69,7 +77,19 @@ def count_patterns(bits, raw):                      # bits: (n,) int32 of float3
         raw[2, (bits[i + 2] >> 21) + 1024] += 1
         raw[3, (bits[i + 3] >> 21) + 1024] += 1
     for i in range(n, len(bits)): raw[0, (bits[i] >> 21) + 1024] += 1
+
+
+@compiled()
+def add_up(raw):
+    "The four tables of counts in the first."
     for i in range(2048): raw[0, i] += raw[1, i] + raw[2, i] + raw[3, i]
+
+
+@compiled()
+def put_in_bins(raw, scale, bin_of_pattern, hist):  # hist: (bin,), written
+    for k in range(len(hist)): hist[k] = 0
+    for i in range(2048):
+        if raw[0, i]: hist[bin_of_pattern[i]] += raw[0, i] * scale
 
 
 @compiled()
@@ -87,10 +107,10 @@ def rare(bits, near):                               # bits: (n,) int32 of float3
 @compiled()
 def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float32; hist: (bin,), written
     "Counts over the bins, and what is `rare`."
-    raw = np.empty((4, 2048), np.int32)
+    raw = np.zeros((4, 2048), np.int32)
     count_patterns(bits, raw)
-    hist[:] = 0
-    for i in range(2048): hist[bin_of_pattern[i]] += raw[0, i]
+    add_up(raw)
+    put_in_bins(raw, 1., bin_of_pattern, hist)
     return rare(bits, near)
 
 
@@ -128,24 +148,42 @@ def whole(address, n, lo, hi, out):                 # lo, hi: (1024,) scratch; o
 @compiled()
 def site(address, rows, stride, sample, near, bin_of_pattern, hist, lo, hi, units, out):
     """All that is usually read of an activation of float32. Its rows have the columns (repeat, unit, rest) of `lo` and
-    `hi`, which are scratch, as `sample` is: (n,), or empty where all is read. Written: hist (bin,), units (2, unit),
-    the extremes of each, and out (9,): what `finished` gives, then zeros, near zeros and non-finite ones. Returns False
-    if the moments need more care."""
-    x = carray(floats_at(address), (rows, lo.size))
-    total, squares = moments(x, lo.reshape(-1), hi.reshape(-1), sample, stride)
-    bits = x.reshape(-1).view(np.int32) if stride == 1 else sample.view(np.int32)
-    out[6], out[7], out[8] = tally(bits, near, bin_of_pattern, hist)
-    scale = x.size / len(bits)
-    if scale != 1.:
-        for i in range(len(hist)): hist[i] *= scale
-        for i in range(6, 9): out[i] *= scale
+    `hi`, which are scratch, as `sample` is: (column,). Written: hist (bin,), units (2, unit), the extremes of each, and
+    out (9,): what `finished` gives, then zeros, near zeros and non-finite ones. Returns False if the moments need more
+    care; so nothing is not finite where it returns True."""
+    columns = lo.size
+    x       = carray(floats_at(address), (rows, columns))
+    a, b    = lo.reshape(-1), hi.reshape(-1)
+    raw     = np.zeros((4, 2048), np.int32)
+    total = squares = 0.
+    zeros = close = taken = first = 0
+    for c in range(columns): a[c] = b[c] = x[0, c]
+    for r in range(rows):
+        s, q     = of_row(x[r], a, b)
+        total   += s
+        squares += q
+        bits     = x[r].view(np.int32)
+        if stride > 1:                              # while the row is in the cache
+            n = (columns - first + stride - 1) // stride
+            for k in range(n): sample[k] = x[r, first + k * stride]
+            first += n * stride - columns
+            bits   = sample[:n].view(np.int32)
+        count_patterns(bits, raw)
+        z, m, _ = rare(bits, near)
+        zeros  += z
+        close  += m
+        taken  += len(bits)
+    scale = x.size / taken
+    add_up(raw)
+    put_in_bins(raw, scale, bin_of_pattern, hist)
+    out[6], out[7], out[8] = zeros * scale, close * scale, 0
     least, greatest = lo[0, 0, 0], hi[0, 0, 0]
     for u in range(lo.shape[1]):
-        a, b = lo[0, u, 0], hi[0, u, 0]
+        f, g = lo[0, u, 0], hi[0, u, 0]
         for k in range(lo.shape[0]):
-            for i in range(lo.shape[2]): a, b = min(a, lo[k, u, i]), max(b, hi[k, u, i])
-        units[0, u], units[1, u] = a, b
-        least, greatest = min(least, a), max(greatest, b)
+            for i in range(lo.shape[2]): f, g = min(f, lo[k, u, i]), max(g, hi[k, u, i])
+        units[0, u], units[1, u] = f, g
+        least, greatest = min(least, f), max(greatest, g)
     return finished(x.size, total, squares, least, greatest, TINY, HUGE, out)
 
 
@@ -255,16 +293,15 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
             keys[0], keys[1]     = middle_of_few(marks, keys)
             out[t, 10], out[t, 11] = floats[0], floats[1]
             if wide[t]:
-                hist[t] = 0
+                for i in range(hist.shape[1]): hist[t, i] = 0
                 for i in range(len(marks)): hist[t, bin_of_pattern[(marks[i] >> 21) + 1024]] += 1
         else:
+            for i in range(2048): raw[0, i] = raw[1, i] = raw[2, i] = raw[3, i] = 0
             count_patterns(marks, raw)
+            add_up(raw)
             keys[0], keys[1]     = middle_of(marks, raw, keys)
             out[t, 10], out[t, 11] = floats[0], floats[1]
-            if wide[t]:
-                hist[t] = 0
-                for i in range(2048):
-                    if raw[0, i]: hist[t, bin_of_pattern[i]] += raw[0, i]
+            if wide[t]: put_in_bins(raw, 1., bin_of_pattern, hist[t])
         start = ends[t]
     return all_fine
 

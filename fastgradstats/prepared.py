@@ -38,7 +38,7 @@ class Place:
         self.lo, self.hi = np.empty((2, *units), np.float32)
         self.n_units = units[1]
         self.stride  = stride_of(tuple(shape), sample)
-        self.sample  = np.empty(-(-self.n // self.stride) if self.stride > 1 else 0, np.float32)
+        self.sample  = np.empty(self.lo.size, np.float32)
 
     def _numbers(self):
         out = self.out.tolist()
