@@ -136,7 +136,7 @@ def vgg_one_dead(sick):
 def emb_not_stepped(sick):
     m = kaiming(Rows()); nn.init.normal_(m.emb.weight, std=.01)
     return Kit(m, categories(), lr=.01, opt=Adam, hidden=m.emb if sick else None)
-@case('bad_init', 'exploding', 'step_too_large', guilty='body.2', site='body.3')
+@case('bad_init', 'exploding', 'step_too_large', 'non_finite', guilty='body.2', site='body.3')
 def emb_one_big(sick):
     m = kaiming(Rows())
     if sick: m.body[2].weight.data.mul_(100.)
