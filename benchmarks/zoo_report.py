@@ -111,7 +111,7 @@ def strict(d):
             f"A run called starved must have a fault of {kinds}; one called converged must be healthy.", '',
             f"Wrongly called: {listed(pd.concat(wrong), 'called')}.", '']
 
-def number(v): return f"{v:.2f}" if abs(v) < 100 else '< -100' if v < 0 else '> 100'
+def number(v): return '-' if v != v else f"{v:.2f}" if abs(v) < 100 else '< -100' if v < 0 else '> 100'
 
 def layers(d, g):
     "The layer of the first finding against the guilty one, where mending has proven it."
