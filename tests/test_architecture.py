@@ -208,6 +208,10 @@ def test_readme_settings_are_those_of_the_callbacks():
     args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - set(PROBES)
     assert {n for r in table('Settings') for n in code(r[0])} == args
 
+def test_readme_rules_are_all_there_are_in_the_order_of_cause():
+    from fastgradstats.rules import ALL
+    assert [code(r[0])[0] for r in table('The diagnosis')] == [f.__name__ for f in ALL]
+
 def test_readme_promises_no_name_that_is_not_there():
     used = set(re.findall(r'\b(plot_\w+|[A-Z]\w+Callback|watch|compare|diagnose|check_init)\(', README))
     assert used - {'plot_layer_stats'} <= set(fastgradstats.__all__)           # fastbook's name, a method of a callback
