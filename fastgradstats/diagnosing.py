@@ -12,7 +12,7 @@ from .evidence import FEWEST, run, trailing
 from .record import DERIVED
 from .rules import ALL, Unreadable
 from .states import VERDICTS, layer_verdicts, network_state      # noqa: F401
-from .thresholds import SETTLE
+from .thresholds import DEAD_JUMP, SETTLE
 
 CAUSES = dict(
     non_finite     = "values are not finite",
@@ -29,6 +29,7 @@ CAUSES = dict(
     fp16_underflow = "gradients underflow in half precision",
     input_scale    = "the input is off scale",
     double_softmax = "softmax is taken twice",
+    vanishing_through_time = "the gradient vanishes on its way back through time",
     not_stepped    = "some weights are never stepped",
     not_zeroed     = "gradients are kept from step to step")
 
@@ -128,6 +129,7 @@ def _judge(rec, rules):
     findings, checked, skipped = [], [], []
     def skip(f, why, how=''): skipped.append(Skipped(f.__name__, why, how))
     for f in rules:
+        if getattr(f, 'where', None) and not f.where(rec): continue
         lacks = missing(rec, f)
         if lacks: skip(f, f"{join([_said(k) for k in lacks])} not recorded", _how(lacks)); continue
         if not len(r): skip(f, "no iteration was measured"); continue
@@ -136,7 +138,7 @@ def _judge(rec, rules):
         findings += found
         checked.append(f.__name__)
     order    = {f.__name__: i for i, f in enumerate(rules)}
-    findings = sorted(findings, key=lambda f: _rank(f, order, findings))
+    findings = sorted(findings, key=lambda f: _rank(r, f, order, findings))
     table    = layer_verdicts(rec, findings)
     return Report(_verdict(r, findings, checked, skipped), findings, checked, skipped, table)
 
@@ -175,12 +177,20 @@ def _how(keys):
 
 
 # --- first cause -----------------------------------------------------------------------------------------------------
-def _rank(f, order, findings):
+def _rank(r, f, order, findings):
     "Harm first; then what came clearly first; then in the order of cause."
     place = order.get(f.rule, len(order))
-    if f.rule == 'dead_units' and f.value < .95 and {'vanishing', 'starved'} & {g.rule for g in findings}:
+    if f.rule == 'dead_units' and {'vanishing', 'starved'} & {g.rule for g in findings} and not _dies_at_once(r, f):
         place = order.get('starved', place) + .5          # half of the units silent is an effect of signals that fade
+    if f.rule == 'dead_units' and r.silent_at_first(f.layer):
+        place = min(place, order.get('step_too_large', place) - .5)                    # no step has done it
     return f.severity == 'info', place, f.iters[0]
+
+def _dies_at_once(r, f):
+    "Whether the units are dead of themselves: nearly all, or far more than in the activation before."
+    dead = np.nan_to_num(r.rec['activation', 'frac_dead'][-1])
+    k    = list(r.rec.layers['activation'].layer).index(f.layer)
+    return f.value >= .95 or dead[k] - (dead[k - 1] if k else 0) >= DEAD_JUMP
 
 def _chain(findings):
     "The findings that did harm as one story, first cause first, each rule once."

@@ -47,6 +47,12 @@ class Run:
         c = columns(self.rec, probe, layers)
         return np.where(c >= 0, v[:, c], np.nan) if len(c) else v[:, :0]
 
+    def silent_at_first(self, layer):
+        "Whether an activation was one number before the first step already."
+        if ('activation', 'std') not in self.rec or not self.n: return False
+        k = list(self.rec.layers['activation'].layer).index(layer)
+        return self.get('activation', 'std')[0, k] == 0
+
     # --- the loss ----------------------------------------------------------------------------------------------------
     @property
     def has_loss(self): return bool(np.isfinite(self.loss).any())

@@ -32,10 +32,12 @@ class Finding(NamedTuple):
 class Unreadable(Exception):
     "A rule cannot judge a record though it has what it needs; the message says why. It is listed as skipped."
 
-def rule(*, needs, source):
-    "Make a function of a record a rule: `needs` are (probe, statistic) pairs, or lists of pairs of which one will do."
+def rule(*, needs, source, where=None):
+    """Make a function of a record a rule: `needs` are (probe, statistic) pairs, or lists of pairs of which one will do;
+    `where`: f(rec) -> whether the record is of the kind that the rule is about; it is neither checked nor skipped where
+    not."""
     def mark(f):
-        f.needs, f.source = tuple(needs), source
+        f.needs, f.source, f.where = tuple(needs), source, where
         return f
     return mark
 

@@ -79,6 +79,9 @@ def _swap(model, old, make):
 @torch.no_grad()
 def _init(learn, how):
     for m in learn.model.modules():
+        if how == 'orthogonal':
+            if isinstance(m, (nn.RNNBase, nn.RNNCellBase)): _init_recurrent(m)
+            continue
         if isinstance(m, WEIGHTED):
             if not m.weight.requires_grad: continue
             if how == 'xavier': nn.init.xavier_normal_(m.weight)

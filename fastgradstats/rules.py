@@ -23,9 +23,11 @@ from .rules_gradients import fp16_underflow, starved, vanishing
 from .rules_outcome import not_learning
 from .rules_start import bad_init, double_softmax, input_scale
 from .rules_steps import not_stepped, not_zeroed, step_too_large, step_too_small
+from .rules_time import vanishing_through_time
 from .rules_units import dead_units, saturated
 from .rules_values import exploding, non_finite, unstable
 
 # in the order of cause: what stands first explains what follows
 ALL = (input_scale, double_softmax, not_stepped, not_zeroed, bad_init, fp16_underflow, step_too_large, exploding,
-       non_finite, unstable, saturated, dead_units, vanishing, starved, step_too_small, not_learning)
+       non_finite, unstable, saturated, dead_units, vanishing_through_time, vanishing, starved, step_too_small,
+       not_learning)

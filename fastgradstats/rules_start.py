@@ -7,7 +7,7 @@ from .advising import advise
 from .answering import num
 from .evidence import FEWEST, run
 from .findings import LOSS, Finding, medians, named, root_numel, rule, stuck
-from .thresholds import SETTLE
+from .thresholds import DEAD_JUMP, SETTLE
 
 SCALE = {'init': 'kaiming', 'norm': 'batch'}
 
@@ -23,34 +23,69 @@ def bad_init(rec, limit=10., each=1.6):
     harm   = 'info' if worked else 'critical' if stuck(r) else 'warning'
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
-    if len(zero) >= 2 and (not worked or _no_gradient(r, zero)):
+    blocks = bool(zero) and _no_gradient(r, zero)
+    if len(zero) >= 2 and (not worked or blocks) or blocks and not worked:
         yield Finding('bad_init', zero[0], span, 0., 0., harm,
-                      f"{named(zero)} start at exactly zero, so no gradient passes them",
+                      f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
                       advise({'init': 'kaiming'}), {'init': 'kaiming'}, zero)
         return
-    grown = _outgrown(r)
-    if grown > 3 * limit:
-        yield Finding('bad_init', '', span, grown, 3 * limit, harm,
-                      f"before the first step the standard deviation of the outputs is {num(grown)} times that of the "
-                      f"inputs, where an initialisation that keeps scale has about 1", advise(SCALE), SCALE)
-        return
-    if ('activation', 'std') not in rec: return
-    acts = rec.layers['activation']
-    s    = r.get('activation', 'std')[0]                        # before the first step
-    ok   = np.isfinite(s) & (s > 0)
-    if ok.sum() < 3: return
-    y    = np.log(s[ok])
-    b    = np.polyfit(np.arange(len(y)), y, 1)[0]
-    total, per = float(np.exp(y[-1] - y[0])), float(np.exp(b))
-    sat  = acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each         # bounded: scale cannot grow
-    if not (max(total, 1 / total) > limit and max(per, 1 / per) > each) or sat: return
-    names = tuple(acts.layer[ok])
-    word  = 'shrinks' if per < 1 else 'grows'
-    yield Finding('bad_init', names[-1], span, per, each if per > 1 else 1 / each, harm,
-                  f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
-                  f"{num(np.exp(y[0]))} in {names[0]} to {num(np.exp(y[-1]))} in {names[-1]}, in the first iterations"
-                  f"{_backward(r)}" + ("; training went on in spite of it" if worked else ''),
-                  advise(SCALE), SCALE, names)
+    names, y = _scales(r)
+    if len(y) < 3: return
+    d     = np.diff(y)
+    k     = _outlier(d, limit)
+    total, per = float(np.exp(y[-1] - y[0])), float(np.exp(np.polyfit(np.arange(len(d)), y[1:], 1)[0]))
+    acts  = rec.layers['activation'] if 'activation' in rec.layers else None
+    bound = acts is not None and acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each    # scale cannot grow
+    far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
+    grown = _outgrown(r) > 3 * limit
+    if not (far or grown or k is not None and not worked): return
+    still = "; training went on in spite of it" if worked else ''
+    if k is not None:
+        f = float(np.exp(d[k]))
+        yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
+                      f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
+                      f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
+                      f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(SCALE), SCALE, (names[k + 1],))
+    elif far:
+        word = 'shrinks' if per < 1 else 'grows'
+        yield Finding('bad_init', names[-1], span, per, each if per > 1 else 1 / each, harm,
+                      f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
+                      f"{num(np.exp(y[0]))} in {names[0]} to {num(np.exp(y[-1]))} in {names[-1]}, in the first "
+                      f"iterations{_backward(r)}{still}", advise(SCALE), SCALE, tuple(names))
+    else:
+        yield Finding('bad_init', '', span, _outgrown(r), 3 * limit, harm,
+                      f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "
+                      f"of the inputs, where an initialisation that keeps scale has about 1{still}",
+                      advise(SCALE), SCALE)
+
+def _scales(r):
+    """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
+    last weight), as far as recorded; up to the first activation whose units are dead, which cuts what follows off."""
+    rec, out = r.rec, []
+    if ('input', 'std') in rec: out.append(('input', np.nanmax(r.get('input', 'std')[0], initial=0)))
+    whole = True
+    if ('activation', 'std') in rec:
+        dead = ('activation', 'frac_dead')
+        some = dead in rec and len(rec[dead])
+        dead = np.nan_to_num(rec[dead][0]) if some else np.zeros(len(rec.layers['activation']))
+        for l, s, q in zip(rec.layers['activation'].layer, r.get('activation', 'std')[0], dead):
+            whole = s > 0 and q < DEAD_JUMP or not np.isfinite(s)
+            if not whole: break
+            if np.isfinite(s): out.append((l, s))
+    if whole and r.layers and ('output', 'std') in rec:
+        out.append((r.layers[-1], np.nanmax(r.get('output', 'std')[0], initial=0)))
+    out = [(l, np.log(s)) for l, s in out if s > 0 and np.isfinite(s)]
+    return [l for l, _ in out], np.array([s for _, s in out])
+
+def _outlier(d, limit):
+    """Which step of ln std is off the median one by `limit`, and twice as far as any other but one that takes it back
+    later on (a norm); None if none is."""
+    if len(d) < 3: return None
+    off = d - np.median(d)
+    far = np.flatnonzero(np.abs(off) > np.abs(off).max() / 2)
+    k   = far[0]
+    own = np.abs(off[k]) > np.log(limit) and (off[far[1:]] * off[k] < 0).all()
+    return int(k) if own else None
 
 def _zero_weights(r):
     if ('weight', 'norm') not in r.rec or not r.layers: return ()

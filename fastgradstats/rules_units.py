@@ -35,7 +35,8 @@ def dead_units(rec, limit=DEAD):
         upto = int(np.searchsorted(r.iter, wins.last_iter[w], 'right')) - 1
         big  = spike(r, upto, back=int(upto - np.searchsorted(r.iter, wins.first_iter[w - 1])) + 1)
         at   = int(np.searchsorted(r.iter, big[0])) if big else upto
-    how   = ("born dead, or dead within the first window" if born else
+    how   = ("before the first step already" if r.silent_at_first(names[k]) else
+             "born dead, or dead within the first window" if born else
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
     fix   = {'init': 'kaiming', 'activation': 'leaky_relu'} if born else slower(r, at)

@@ -8,6 +8,7 @@ CONVERGED    = .1                 # share of the first losses below which a net 
 CONVERGED_E  = 1.                 # ... with at least this median elasticity
 BLOCKED      = .33                # placebo of the median layer: starved nets had at most so much (trial, one seed) ...
 PASSES       = 1.3                # ... live ones 5.4 and more: the geometric mean. Zoo, seed 0: .19, and .6 and more
+DEAD_JUMP    = .75                # more dead units than in the activation before: its own fault; fading gives .53 (zoo)
 AWAKE        = .5                 # median elasticity above which training is under way; forecasts are of passing it
 SETTLE       = 5                  # the first iterations, in which elasticity alone misleads
 SMALL_STEP   = 1e-4               # median update ratio below it: a step hardly moves; a tenth of cs231n's 1e-3

@@ -42,9 +42,22 @@ class Planted:
         acts  = pd.DataFrame(dict(layer=[f'{i}.act' for i in range(self.layers - 1)], module='', type=self.act, shape='64', numel=64))
         end   = lambda p: pd.DataFrame(dict(layer=[p], module='', type='float32'))
         wins  = pd.DataFrame(dict(first_iter=np.arange(0, self.n, 20), last_iter=np.arange(19, self.n, 20)))
-        vals  = {k: v for k, v in self.v.items() if k not in self.without}
+        vals  = {k: v for k, v in self.v.items() if k not in self.without and k[0] != 'grad_output'}
         return Record(self.iters, vals, dict(grad=par, weight=par, update=par, activation=acts, input=end('input'), output=end('output')),
                       {k: wins for k in (('activation', 'frac_dead'), ('grad', 'hist')) if k in vals}, None, None, BINS, {})
+
+
+class PerCall(Planted):
+    "Beside it a cell that ran 20 times, its calls kept apart."
+    def __init__(self, **kw):
+        super().__init__(**kw)
+        self.v['grad_output', 'norm'] = np.ones((self.n, 20))
+    def record(self):
+        r    = super().record()
+        outs = pd.DataFrame(dict(layer=[f'cell:{t}' for t in range(20)], module='cell', type='RNNCell', shape='32', numel=32))
+        vals = {('grad_output', 'norm'): self.v['grad_output', 'norm']} if ('grad_output', 'norm') not in self.without else {}
+        return Record(r.iters, {**{k: r[k] for k in r.keys()}, **vals}, {**r.layers, 'grad_output': outs}, r.windows, None, None, BINS,
+                      {'config': {'per_call': True}})
 
 
 def non_finite():
@@ -61,6 +74,10 @@ def fp16_underflow():
     p = Planted().starve(); p.v['grad', 'frac_zero'][:] = .8
     h = p.v['grad', 'hist']; h[:] = 0; h[:, :, 194] = 800; h[:, :, 194 + 34:194 + 50] = 20
     return p, '0.weight', 0
+def vanishing_through_time():
+    p = PerCall(); p.iters['loss'] = 2.3 + .02 * np.sin(np.arange(N) * 1.7)
+    p.v['grad_output', 'norm'] *= .3 ** np.arange(20)[::-1]
+    return p, 'cell:0', 0
 def dead_units():
     p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = .9; p.v['update', 'norm'][45, 1] = 10.; return p, '1.act', 45
 def saturated():
@@ -86,5 +103,5 @@ def not_learning():
 def unstable():
     p = Planted(); p.iters['loss'][30::10] = 40.; return p, '', 30
 
-FAULTS = {f.__name__: f for f in (non_finite, exploding, starved, vanishing, fp16_underflow, dead_units, saturated, step_too_large, step_too_small, not_zeroed,
+FAULTS = {f.__name__: f for f in (non_finite, exploding, starved, vanishing, vanishing_through_time, fp16_underflow, dead_units, saturated, step_too_large, step_too_small, not_zeroed,
                                   not_stepped, bad_init, input_scale, double_softmax, not_learning, unstable)}

@@ -25,7 +25,7 @@ TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared pro
                  processes='gathering probes',
                  hooking='gathering optimizers prepared probes processes views', stepping='gathering hooking kernels prepared views',
                  watching='gathering hooking placebo planning prepared probes stepping views', data='')
-RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_units', 'rules_values')
+RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_time', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
                  evidence='reading thresholds', findings='answering evidence', advising='answering thresholds',
                  **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',

@@ -184,3 +184,57 @@ def test_where_adamw_settles_is_read_from_a_real_record():
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))
     r = run(learn.layer_stats)
     assert r.adaptive and np.allclose(r.settled, np.sqrt(2 * 1e-3 * .05))
+
+# --- through time ------------------------------------------------------------------------------------------------------
+class Cells(nn.Module):
+    "A vanilla cell run for 100 steps; it answers after the last."
+    def __init__(self, std=None):
+        super().__init__()
+        self.cell, self.head = nn.RNNCell(1, 16), nn.Linear(16, 2)
+        nn.init.zeros_(self.cell.bias_ih); nn.init.zeros_(self.cell.bias_hh)
+        nn.init.normal_(self.cell.weight_ih, std=.05)
+        nn.init.normal_(self.cell.weight_hh, std=std) if std else nn.init.orthogonal_(self.cell.weight_hh)
+    def forward(self, x):
+        h = x.new_zeros(len(x), 16)
+        for t in range(100): h = self.cell(x[:, t:t + 1], h)
+        return self.head(h)
+
+@pytest.mark.parametrize('std', [.1, None])
+def test_the_gradient_through_100_steps_of_a_cell(std):
+    set_seed(0)
+    x  = torch.randn(128, 100)
+    ds = list(zip(x, (x[:, 0] > 0).long()))
+    learn = Learner(DataLoaders(DataLoader(ds, bs=32), DataLoader(ds, bs=32), device='cpu'), Cells(std), loss_func=nn.CrossEntropyLoss(), lr=.05, opt_func=SGD)
+    with learn.no_logging(): learn.fit(12, cbs=LayerStatsCallback(verbose=False, per_call=True, grad_output=['norm'], activation=['std']))
+    rep = learn.diagnose()
+    assert 'vanishing_through_time' in rep.checked
+    found = [f for f in rep.findings if f.rule == 'vanishing_through_time']
+    if std is None: assert not found, found
+    else:
+        f = found[0]
+        assert f.layer == 'cell:0' and f.value < 1e-20 and 50 < len(f.layers) < 100 and f.fix == {'init': 'orthogonal'}
+        assert f.severity == 'critical'                                    # the first number decides, and nothing is learned
+
+# --- the guilty layer --------------------------------------------------------------------------------------------------
+def one_bad(kind, k):
+    "Ten layers, one of them spoilt; returns the first finding's module and those that are guilty."
+    learn = make(depth=10, lr=.05)
+    m = learn.model[2 * k]
+    if kind == 'weak': m.weight.data *= .001
+    if kind == 'zero': nn.init.zeros_(m.weight)
+    if kind == 'dead': nn.init.constant_(m.bias, -20.)
+    if kind == 'big':
+        m.weight.data *= 100.
+        learn.model[20] = nn.Identity()                          # a norm would mend it
+    if kind == 'frozen': learn.splitter = lambda model: [[p for p in model.parameters() if p is not m.weight]]
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit(6, cbs=LayerStatsCallback(verbose=False))
+    bad = [f for f in learn.diagnose().findings if f.severity != 'info']
+    return (bad[0].layer.replace('.weight', '') if bad else None), (str(2 * k), str(2 * k + 1))
+
+def test_the_first_finding_names_the_guilty_layer():
+    runs = {(kind, k): one_bad(kind, k) for kind in ('weak', 'zero', 'dead', 'big', 'frozen') for k in (1, 5, 8)}
+    seen = {r: v for r, v in runs.items() if v[0] is not None}           # what did no harm is no fault
+    wrong = {r: v for r, v in seen.items() if v[0] not in v[1]}
+    assert len(seen) >= 10 and len(wrong) <= .15 * len(seen), wrong

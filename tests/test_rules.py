@@ -1,12 +1,14 @@
 "Rules: silent on a healthy record, they name the planted fault, where and since when, and are skipped without what they need."
 import numpy as np
 import pytest
-from planted import FAULTS, Planted
+from planted import FAULTS, PerCall, Planted
 
 from fastgradstats import diagnose
 from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
 
 RULES = {f.__name__: f for f in ALL}
+
+def plain(name, **kw): return (PerCall if name == 'vanishing_through_time' else Planted)(**kw)
 
 def test_every_rule_has_a_planted_fault_a_source_and_needs():
     assert set(FAULTS) == set(RULES)
@@ -14,7 +16,7 @@ def test_every_rule_has_a_planted_fault_a_source_and_needs():
 
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('name', RULES)
-def test_silent_on_a_healthy_record(name, seed): assert not list(RULES[name](Planted(seed=seed).record()))
+def test_silent_on_a_healthy_record(name, seed): assert not list(RULES[name](plain(name, seed=seed).record()))
 
 @pytest.mark.parametrize('name', RULES)
 def test_names_the_planted_fault(name):
@@ -42,12 +44,12 @@ def test_skipped_and_said_how_to_record_without_what_it_needs(name):
     for need in f.needs:
         keys = need if isinstance(need, list) else [need]
         if keys[0][0] == 'iters':
-            p = Planted(); p.iters[keys[0][1]] = np.nan
+            p = plain(name); p.iters[keys[0][1]] = np.nan
         else:
             gone = set(keys)
             if ('grad', 'elasticity') in keys: gone |= {('grad', 'norm')}
             if ('update', 'ratio') in keys:    gone |= {('update', 'norm')}
-            p = Planted(); p.without = gone
+            p = plain(name); p.without = gone
         rep = diagnose(p.record())
         assert name not in rep.checked
         s = next(s for s in rep.skipped if s.rule == name)
@@ -174,3 +176,11 @@ def test_a_small_step_is_judged_against_where_adamw_settles():
     found = adamw(1e-3, 4.5e-5, wd=.01, decoupled=True)
     assert found and 'settles near 0.0045' in found[0].evidence
     assert adamw(1e-7, 1e-6, wd=.01, decoupled=True)
+
+# --- through time ----------------------------------------------------------------------------------------------------
+def test_a_rule_that_a_record_is_not_about_is_neither_checked_nor_skipped():
+    rep = diagnose(Planted().record())
+    assert 'vanishing_through_time' not in rep.checked and not rep.skipped
+    assert 'vanishing_through_time' in diagnose(PerCall().record()).checked
+    p = PerCall(); p.without = {('grad_output', 'norm')}
+    assert 'vanishing_through_time' in [s.rule for s in diagnose(p.record()).skipped]
