@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 
 from .advising import advise
 from .answering import num
@@ -33,9 +34,11 @@ def bad_init(rec, limit=10., each=1.6):
     if len(y) < 3: return
     d     = np.diff(y)
     k     = _outlier(d, limit)
-    total, per = float(np.exp(y[-1] - y[0])), float(np.exp(np.polyfit(np.arange(len(d)), y[1:], 1)[0]))
-    acts  = rec.layers['activation'] if 'activation' in rec.layers else None
-    bound = acts is not None and acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each    # scale cannot grow
+    acts  = rec.layers['activation'] if 'activation' in rec.layers else pd.DataFrame(dict(layer=[], type=[]))
+    mid   = np.isin(names, acts.layer)
+    total = float(np.exp(y[mid][-1] - y[mid][0])) if mid.sum() > 2 else 1.
+    per   = float(np.exp(np.polyfit(np.arange(mid.sum()), y[mid], 1)[0])) if mid.sum() > 2 else 1.
+    bound = acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each                        # scale cannot grow
     far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
     grown = _outgrown(r) > 3 * limit
     if not (far or grown or k is not None and not worked): return
@@ -48,10 +51,11 @@ def bad_init(rec, limit=10., each=1.6):
                       f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(SCALE), SCALE, (names[k + 1],))
     elif far:
         word = 'shrinks' if per < 1 else 'grows'
-        yield Finding('bad_init', names[-1], span, per, each if per > 1 else 1 / each, harm,
+        sites = tuple(np.array(names)[mid])
+        yield Finding('bad_init', sites[-1], span, per, each if per > 1 else 1 / each, harm,
                       f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
-                      f"{num(np.exp(y[0]))} in {names[0]} to {num(np.exp(y[-1]))} in {names[-1]}, in the first "
-                      f"iterations{_backward(r)}{still}", advise(SCALE), SCALE, tuple(names))
+                      f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
+                      f"first iterations{_backward(r)}{still}", advise(SCALE), SCALE, sites)
     else:
         yield Finding('bad_init', '', span, _outgrown(r), 3 * limit, harm,
                       f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "

@@ -35,12 +35,18 @@ def step_too_large(rec, limit=1., worse=1.2):
         fix  = slower(r, i)
         end  = np.nanmedian(after) if np.isfinite(after).any() else np.nan
         yield Finding('step_too_large', r.layers[k], (int(r.iter[i]), int(r.iter[hits[-1]])), float(big[i, k]), limit,
-                      'critical' if stuck(r) else 'warning',
+                      'critical' if stuck(r) else 'info' if _recovered(r, hits[-1], before) else 'warning',
                       f"{told((r.iter[i], r.layers[k], big[i, k]))}; loss {num(before)} before, "
                       f"{num(end) if np.isfinite(end) else 'not finite'} after"
                       f"{f'; {len(hits)} such steps' if len(hits) > 1 else ''}",
                       advise(fix, "warm-up"), fix, (r.layers[k],))
         return
+
+def _recovered(r, row, before, share=.2):
+    "Whether it was a matter of the first tenth and much has been learned since: the loss is far below that before it."
+    end = medians(r.loss[-WINDOW:, None])[0]
+    c   = abs(r.best_constant) if np.isfinite(r.best_constant) else abs(before)
+    return row < max(len(r) / 10, SETTLE) and r.learned[-1] > share * c and end < (1 - share) * before
 
 
 @rule(needs=[LOSS, RATIO],

@@ -4,15 +4,20 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-from fastai.callback.core import Callback, CancelFitException
-from fastai.learner import Learner
+import torch
+from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
+from fastai.callback.progress import ProgressCallback
+from fastai.learner import Learner, Recorder
 from fastai.torch_core import set_seed
 
-from .answering import num
+from .answering import join, num
 from .diagnosing import Report
 from .mending import apply_fix
 
 ITERS = 50                        # iterations that both train
+HELPS = .02                       # advice that lowers the loss by less than this share is withdrawn
+CLOSE = .2                        # a norm this close to the recorded one is as it was drawn
+OWN   = (TrainEvalCallback, Recorder, ProgressCallback)      # callbacks that every Learner has
 
 
 class _Stop(Callback):
@@ -31,36 +36,66 @@ def final_gain(learn, iters=ITERS, seed=0):
     end = np.median(stop.losses[-10:]) if np.isfinite(stop.losses).all() else np.inf
     return float(np.median(stop.losses[:3])), float(end)
 
-def fresh(learn):
-    "A copy of a Learner with parameters made anew, as their modules make them; without the callbacks of ours."
+def fresh(learn, rec=None):
+    """A copy of a Learner as it was before training, as far as that is known: (Learner, how it begins). Callbacks never
+    keep the first weights. Parameters are drawn anew by their modules, then scaled to the norms that `rec` has of them
+    before the first step, so that an initialisation of one's own keeps its scale. What cannot be had so is named:
+    vectors of another norm (a bias of -10 has a sign that a norm has not), modules that cannot draw anew, weights that
+    came from elsewhere. The Learner's callbacks are copied, but for ours."""
     model = copy.deepcopy(learn.model)
     for m in model.modules():
         if hasattr(m, 'reset_parameters'): m.reset_parameters()
-    return Learner(learn.dls, model, loss_func=copy.deepcopy(learn.loss_func), opt_func=learn.opt_func, lr=learn.lr,
-                   splitter=learn.splitter, wd=learn.wd, moms=learn.moms)
+    how   = _scale(learn, model, rec)
+    cbs   = [copy.deepcopy(cb) for cb in learn.cbs if not isinstance(cb, OWN) and not hasattr(cb, 'layer_plan')]
+    new   = Learner(learn.dls, model, loss_func=copy.deepcopy(learn.loss_func), opt_func=learn.opt_func, lr=learn.lr,
+                    splitter=learn.splitter, wd=learn.wd, moms=learn.moms, cbs=cbs)
+    return new, how
+
+@torch.no_grad()
+def _scale(learn, model, rec):
+    "Give every parameter the norm that was recorded before the first step; say what that makes of them."
+    drawn = {f'{n}.{k}'.lstrip('.') for n, m in model.named_modules() if hasattr(m, 'reset_parameters')
+             for k, _ in m.named_parameters()}
+    if rec is None or ('weight', 'norm') not in rec or not len(rec) or not rec.iters.measured.iloc[0]:
+        return "weights drawn anew by their modules; those of the run's start were not recorded"
+    was   = dict(zip(rec.layers['weight'].layer, rec['weight', 'norm'][0].astype(float)))
+    other = []
+    for n, p in model.named_parameters():
+        norm, now = was.get(n, np.nan), float(p.norm())
+        if n not in drawn: other.append(n); continue                          # trained, and nobody can draw it anew
+        if not np.isfinite(norm) or abs(norm - now) <= CLOSE * now: continue
+        if p.dim() > 1 and now > 0: p.mul_(norm / now)
+        else: other.append(n)
+    told = "weights drawn anew by their modules and scaled to the norms recorded at the start"
+    return told + (f"; not as they were: {', '.join(other[:3])}{' and others' * (len(other) > 3)}" if other else '')
+
 
 def verify(
     learn,                        # the Learner that was diagnosed
     report,                       # its Report
-    make=None,                    # f() -> a Learner as before training; None: a copy whose modules reset themselves
+    make=None,                    # f() -> a Learner as before training; None: a copy, see `fresh`
     iters=ITERS,
 ):                                # a Report with `trials`
-    """Try the first finding's fix: two fresh Learners, with and without it, for `iters` iterations. Advice that
-    does not help is withdrawn."""
-    make    = make or (lambda: fresh(learn))
+    """Try the first finding's fix: two Learners, with and without it, for `iters` iterations. Advice that does not
+    lower the loss by HELPS is withdrawn. What was applied, and how both began, is told."""
+    def begin():
+        set_seed(0)
+        return (make(), "both as `make` gives them") if make else fresh(learn, learn.layer_stats)
     trials, findings = {}, list(report.findings)
     first   = next((i for i, f in enumerate(findings) if f.severity != 'info' and f.fix), None)
     if first is not None:
         f = findings[first]
-        set_seed(0); was = final_gain(make(), iters)
-        set_seed(0); new = make()
+        old, how = begin()
+        new, _   = begin()
         done = apply_fix(new, f.fix)
         if not done: trials[f.rule] = "this advice cannot be tried automatically"
         else:
-            now = final_gain(new, iters)
-            helped = now[1] < was[1] if np.isfinite(was[1]) else np.isfinite(now[1])
-            trials[f.rule] = (f"{', '.join(done)}: loss after {iters} iterations {num(was[1])} without, {num(now[1])} "
-                              f"with it"
+            was, now = final_gain(old, iters)[1], final_gain(new, iters)[1]
+            helped   = now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now)
+            left     = [k for k in f.fix if k not in done]
+            left     = f" (not {join(left)}, which cannot be tried)" if left else ''
+            trials[f.rule] = (f"{', '.join(done)}{left}: loss after {iters} iterations {num(was)} without, "
+                              f"{num(now)} with it; {how}"
                               + ('' if helped else "; it did not help, so it is withdrawn"))
             if not helped: findings[first] = f._replace(advice='', fix={})
     verdict = report.verdict if first is None or findings[first].advice else report.verdict.split(' First try:')[0]

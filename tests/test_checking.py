@@ -238,3 +238,50 @@ def test_the_first_finding_names_the_guilty_layer():
     seen = {r: v for r, v in runs.items() if v[0] is not None}           # what did no harm is no fault
     wrong = {r: v for r, v in seen.items() if v[0] not in v[1]}
     assert len(seen) >= 10 and len(wrong) <= .15 * len(seen), wrong
+
+# --- how a trial begins ------------------------------------------------------------------------------------------------
+def fitted(spoil=lambda m: None, **kw):
+    learn = make(depth=4, **kw)
+    spoil(learn.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        learn.fit(6, cbs=LayerStatsCallback(verbose=False))
+    return learn
+
+def test_a_trial_begins_at_the_scale_of_the_run():
+    "An initialisation of one's own is not what modules draw: the copy has the recorded norms, or the text says which it has not."
+    from fastgradstats.verifying import fresh
+    learn = fitted(std=.01)
+    copied, how = fresh(learn, learn.layer_stats)
+    rec = learn.layer_stats
+    was = dict(zip(rec.layers['weight'].layer, rec['weight', 'norm'][0]))
+    assert 'scaled to the norms recorded' in how
+    told = how.split('not as they were: ')[1] if 'not as they were' in how else ''
+    for n, p in copied.model.named_parameters():
+        same = abs(float(p.norm()) - was[n]) <= .2 * float(p.norm()) + 1e-6
+        assert same or n in told or 'others' in told, n
+
+def test_what_a_trial_cannot_begin_with_is_named():
+    from fastgradstats.verifying import fresh
+    learn = fitted(lambda m: nn.init.constant_(m[2].bias, -20.))
+    assert '2.bias' in fresh(learn, learn.layer_stats)[1]
+    assert 'were not recorded' in fresh(learn)[1]
+    learn = fitted()
+    learn.model.own = nn.Parameter(torch.ones(2))
+    assert 'own' in fresh(learn, learn.layer_stats)[1]
+
+def test_a_trial_tells_what_was_applied_and_how_it_began():
+    from fastgradstats.diagnosing import Report
+    from fastgradstats.verifying import verify
+    learn  = fitted(std=.01)
+    report = learn.diagnose()
+    f      = report.findings[0]._replace(fix={'init': 'kaiming', 'remove': 'dropout'}, severity='critical')
+    says   = verify(learn, Report(report.verdict, [f], [], [], report.layers)).trials[f.rule]
+    assert says.startswith('init (not remove, which cannot be tried): ') and 'scaled to the norms recorded' in says
+    assert 'both as `make` gives them' in verify(learn, report, lambda: make(std=.01, depth=4)).trials[report.findings[0].rule]
+
+def test_a_learner_without_a_fault_has_no_trial():
+    from fastgradstats.verifying import verify
+    learn  = fitted()
+    report = learn.diagnose()
+    assert report.ok and verify(learn, report).trials == {}

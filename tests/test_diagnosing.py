@@ -175,3 +175,84 @@ def test_a_low_layer_that_the_placebo_reaches_is_healthy_in_a_net_that_learns():
     p = Planted(); p.v['grad', 'norm'][:, 0] = 1e-4
     assert diagnose(witness(p, 8.).record()).layers.set_index('layer').verdict['0.weight'] == 'healthy'
     assert diagnose(witness(p, .01).record()).layers.set_index('layer').verdict['0.weight'] == 'cannot tell'
+
+# --- nothing measured in half is called healthy ----------------------------------------------------------------------
+def whole(path):
+    "The quick training of a healthy net with everything that rules need, as a record of real numbers."
+    import torch
+    from fastgradstats import watch
+    from torch import nn
+    torch.manual_seed(0)
+    x     = torch.randn(256, 12)
+    y     = (x[:, :2].sum(1) > 0).long()
+    model = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 2))
+    opt   = torch.optim.SGD(model.parameters(), .1)
+    with watch(model, opt, window=20, activation=['mean', 'std', 'frac_dead', 'frac_saturated', 'frac_nonfinite', 'hist'],
+               grad_output=['norm']) as w:
+        for i in range(120):
+            k = torch.randint(0, 256, (64,))
+            w.loss(nn.functional.cross_entropy(model(x[k]), y[k])).backward()
+            opt.step(); opt.zero_grad()
+    return w.record.save(path / 'whole.parquet')
+
+@pytest.fixture(scope='module')
+def real(tmp_path_factory):
+    from fastgradstats import Record
+    rec = Record.load(whole(tmp_path_factory.mktemp('whole')))
+    c   = 2.3 if np.isnan(rec.iters.loss_constant).all() else rec.iters.loss_constant            # a plain loop has none
+    return Record(rec.iters.assign(loss_constant=c if not np.isscalar(c) else np.full(len(rec), .69)),
+                  {k: rec[k] for k in rec.keys()}, rec.layers, rec.windows, None, None, rec.bins, rec.meta)
+
+def less(rec, *gone):
+    "A record without these keys; ('iters', column): the column was not measured."
+    from fastgradstats import Record
+    iters = rec.iters.assign(**{s: np.nan for p, s in gone if p == 'iters'})
+    return Record(iters, {k: rec[k] for k in rec.keys() if k not in gone}, rec.layers,
+                  {k: w for k, w in rec.windows.items() if k not in gone}, None, None, rec.bins, rec.meta)
+
+def rests_on(need, rec):
+    "The recorded keys that a need is made of."
+    made = {('grad', 'elasticity'): {('grad', 'norm'), ('weight', 'norm'), ('iters', 'loss')},
+            ('update', 'ratio'):    {('update', 'norm'), ('weight', 'norm')}}
+    return made.get(need, {need})
+
+def test_the_whole_record_is_checked_by_all_rules_and_healthy(real):
+    from fastgradstats.rules import ALL
+    rep = diagnose(real)
+    assert rep.ok and not rep.skipped and len(rep.checked) == len([f for f in ALL if not f.where or f.where(real)])
+    assert verdicts(rep) == {'healthy'} and verdicts(rep, 'activation') == {'healthy'}
+
+KEYS = [('grad', s) for s in ('mean', 'norm', 'frac_zero', 'hist')] + [('weight', 'norm'), ('update', 'norm')] + [
+    ('activation', s) for s in ('std', 'frac_dead', 'frac_saturated', 'hist')] + [
+    ('input', 'mean'), ('input', 'std'), ('output', 'mean'), ('output', 'min'), ('output', 'max'), ('iters', 'loss')]
+
+@pytest.mark.parametrize('key', KEYS)
+def test_without_one_statistic_the_rules_that_need_it_are_skipped(real, key):
+    from fastgradstats.rules import ALL
+    assert key[0] == 'iters' or key in real.keys()
+    rep   = diagnose(less(real, key))
+    needy = {f.__name__ for f in ALL if (not f.where or f.where(real)) for n in f.needs if not isinstance(n, list) and key in rests_on(n, real)}
+    how   = {s.rule: s.how for s in rep.skipped}
+    assert needy == set(how) and not needy & set(rep.checked)
+    said  = 'w.loss' if key[0] == 'iters' else repr(key[1])
+    assert all(said in h and (key[0] == 'iters' or key[0] in h) for h in how.values())
+    d = rep.layers
+    if key in (('grad', 'norm'), ('weight', 'norm'), ('iters', 'loss')):                 # what a weight's health is
+        assert not set(d[d.probe == 'grad'].verdict) & {'healthy', 'converged'}
+    if key in (('activation', 'frac_dead'), ('iters', 'loss')):                          # what an activation's health is
+        assert not set(d[d.probe == 'activation'].verdict) & {'healthy', 'converged'}
+
+def test_where_one_of_two_is_enough_both_must_be_gone(real):
+    for gone, name in (((('activation', 'frac_saturated'), ('activation', 'hist')), 'saturated'),
+                       ((('activation', 'std'), ('weight', 'norm')), 'bad_init')):
+        rep = diagnose(less(real, *gone))
+        assert name in [s.rule for s in rep.skipped] and name not in rep.checked
+
+@pytest.mark.parametrize('key', [('grad', 'norm'), ('iters', 'loss'), ('iters', 'loss_constant')])
+def test_converged_rests_on_the_gradient_and_on_both_losses(key):
+    rec = converged().record()
+    assert verdicts(diagnose(rec)) == {'converged'} and 'converged' not in verdicts(diagnose(less(rec, key)))
+
+def test_without_the_constant_answer_it_is_said(real):
+    rep = diagnose(less(real, ('iters', 'loss_constant')))
+    assert 'gain' not in rep.verdict and not rep.skipped
