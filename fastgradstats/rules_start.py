@@ -57,10 +57,12 @@ def bad_init(rec, limit=10., each=1.6):
                       f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
                       f"first iterations{_backward(r)}{still}", advise(SCALE), SCALE, sites)
     else:
-        yield Finding('bad_init', '', span, _outgrown(r), 3 * limit, harm,
+        k    = int(d.argmax())
+        most = (names[k + 1],) if d[k] > .5 * (y[-1] - y[0]) else ()               # more than half of it in one layer
+        yield Finding('bad_init', ''.join(most), span, _outgrown(r), 3 * limit, harm,
                       f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "
-                      f"of the inputs, where an initialisation that keeps scale has about 1{still}",
-                      advise(SCALE), SCALE)
+                      f"of the inputs, where an initialisation that keeps scale has about 1"
+                      f"{f', most of it by {most[0]}' if most else ''}{still}", advise(SCALE), SCALE, most)
 
 def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
