@@ -28,7 +28,7 @@ def share(name, seed, fix, twin):
     try:
         apply_fix(l, fix)
         end = final_gain(l, k.iters, seed)[1]
-    except (RuntimeError, ValueError) as e: print(f"  {name}: {e}"); return 0.
+    except (RuntimeError, ValueError, IndexError) as e: print(f"  {name}: {e}"); return 0.
     r = run(twin)
     c = r.best_constant
     return (c - end) / (c - np.median(r.loss[-20:]))
