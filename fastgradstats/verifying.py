@@ -88,12 +88,15 @@ def verify(
         old, how = begin()
         new, _   = begin()
         done = apply_fix(new, f.fix)
-        if not done: trials[f.rule] = "this advice cannot be tried automatically"
+        was  = final_gain(old, iters)[1]
+        try: now = final_gain(new, iters)[1] if done else np.nan
+        except Exception as e: done, why = [], f"it does not run with {', '.join(done)}: {type(e).__name__}: {e}"
+        else: why = "this advice cannot be tried automatically"
+        if not done: trials[f.rule] = why
         else:
-            was, now = final_gain(old, iters)[1], final_gain(new, iters)[1]
-            helped   = now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now)
-            left     = [k for k in f.fix if k not in done]
-            left     = f" (not {join(left)}, which cannot be tried)" if left else ''
+            helped = now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now)
+            left   = [k for k in f.fix if k not in done]
+            left   = f" (not {join(left)}, which cannot be tried)" if left else ''
             trials[f.rule] = (f"{', '.join(done)}{left}: loss after {iters} iterations {num(was)} without, "
                               f"{num(now)} with it; {how}"
                               + ('' if helped else "; it did not help, so it is withdrawn"))

@@ -14,6 +14,7 @@ from fastai.learner import Learner
 from fastai.optimizer import SGD
 from fastai.torch_core import set_seed
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from fastgradstats import DiagnosisCallback, LayerStatsCallback, check_init
 
@@ -285,3 +286,23 @@ def test_a_learner_without_a_fault_has_no_trial():
     learn  = fitted()
     report = learn.diagnose()
     assert report.ok and verify(learn, report).trials == {}
+
+class Codes(nn.Module):
+    "Its first column holds categories."
+    def __init__(self):
+        super().__init__()
+        self.emb, self.body = nn.Embedding(4, 3), nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    def forward(self, x): return self.body(torch.cat([self.emb(x[:, 0].long()), x[:, 1:]], 1))
+
+def test_advice_that_does_not_run_is_told_and_nothing_raised():
+    from fastgradstats.rules import Finding
+    from fastgradstats.diagnosing import Report
+    from fastgradstats.verifying import verify
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.arange(64)[:, None] % 4, torch.randn(64, 2, generator=g)], 1)
+    learn = Learner(DataLoaders.from_dsets(TensorDataset(x, torch.arange(64) % 3), TensorDataset(x, torch.arange(64) % 3), bs=16, device='cpu'),
+                    Codes(), loss_func=nn.CrossEntropyLoss(), lr=.1)
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=LayerStatsCallback(verbose=False))
+    f     = Finding('input_scale', 'input', (0, 7), 50., 10., 'critical', 'planted', 'normalise the input', {'input': 'normalize'})
+    tried = verify(learn, Report('Planted.', [f], [], [], None))
+    assert tried.trials['input_scale'].startswith('it does not run with input: IndexError') and tried.findings[0].advice
