@@ -89,6 +89,9 @@ def _init(learn, how):
             if m.bias is not None: nn.init.zeros_(m.bias)
         elif isinstance(m, (nn.RNNBase, nn.RNNCellBase)): _init_recurrent(m)
         elif isinstance(m, nn.Embedding): nn.init.normal_(m.weight, std=.1)
+        elif isinstance(m, NORMS) and getattr(m, 'weight', None) is not None:
+            nn.init.ones_(m.weight)
+            if m.bias is not None: nn.init.zeros_(m.bias)
         elif isinstance(m, nn.MultiheadAttention) and m.in_proj_weight is not None:
             nn.init.xavier_uniform_(m.in_proj_weight)
 

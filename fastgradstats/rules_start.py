@@ -21,7 +21,7 @@ def bad_init(rec, limit=10., each=1.6):
     r = run(rec)
     if not len(r): return
     worked = not stuck(r) and len(r) >= SETTLE + FEWEST         # before that it is a forecast
-    harm   = 'info' if worked else 'critical' if stuck(r) else 'warning'
+    harm   = 'critical' if stuck(r) else 'info' if worked and not _costly(r) else 'warning'
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
     blocks = bool(zero) and _no_gradient(r, zero)
@@ -42,7 +42,8 @@ def bad_init(rec, limit=10., each=1.6):
     far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
     grown = _outgrown(r) > 3 * limit
     if not (far or grown or k is not None and not worked): return
-    still = "; training went on in spite of it" if worked else ''
+    still = '' if not worked else "; training went on in spite of it" + (
+            ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
     if k is not None:
         f = float(np.exp(d[k]))
         yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
@@ -96,6 +97,11 @@ def _outlier(d, limit):
 def _zero_weights(r):
     if ('weight', 'norm') not in r.rec or not r.layers: return ()
     return tuple(np.array(r.layers)[r.get('weight', 'norm', r.layers)[0] == 0])
+
+def _costly(r, clear=1.05):
+    "Whether most of the run had clearly a larger loss than the best constant answer: learning was undoing the start."
+    with np.errstate(invalid='ignore'):
+        return bool(np.isfinite(r.best_constant) and r.positive and np.median(r.loss) > clear * r.best_constant)
 
 def _outgrown(r):
     "Standard deviation of the first outputs over that of the inputs (1 where those are no numbers); 0: not recorded."

@@ -306,3 +306,11 @@ def test_advice_that_does_not_run_is_told_and_nothing_raised():
     f     = Finding('input_scale', 'input', (0, 7), 50., 10., 'critical', 'planted', 'normalise the input', {'input': 'normalize'})
     tried = verify(learn, Report('Planted.', [f], [], [], None))
     assert tried.trials['input_scale'].startswith('it does not run with input: IndexError') and tried.findings[0].advice
+
+def test_the_fix_init_gives_norms_their_start_back():
+    from fastgradstats.mending import apply_fix
+    learn = make(depth=2)
+    bn    = learn.model[4]
+    with torch.no_grad(): bn.bias.fill_(-10.), bn.weight.fill_(3.)
+    assert apply_fix(learn, {'init': 'kaiming'}) == ['init']
+    assert not bn.bias.any() and (bn.weight == 1).all()

@@ -193,3 +193,14 @@ def test_a_relu6_rests_at_zero_and_saturates_at_six():
     p.v['activation', 'frac_zero'][:, 1] = .05
     found = [f for f in diagnose(p.record()).findings if f.rule == 'saturated']
     assert [f.layer for f in found] == ['1.act'] and found[0].value == pytest.approx(.65)
+
+def test_a_start_that_was_undone_at_a_price_is_a_warning():
+    def found(loss):
+        p = Planted()
+        p.v['activation', 'std'][:, 1:] *= 200.
+        p.iters['loss'] = loss
+        return [f for f in diagnose(p.record()).findings if f.rule == 'bad_init']
+    t = np.arange(100)
+    soon, late = (np.where(t < n, 40. - t * 30 / n, 1. + .01 * np.sin(t)) for n in (20, 70))
+    assert [f.severity for f in found(soon)] == ['info'] and [f.severity for f in found(late)] == ['warning']
+    assert 'larger loss than a constant answer' in found(late)[0].evidence
