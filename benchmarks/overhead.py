@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [--pairs 60] [--threads 1] [--net lesson10|resnet18|both] [--parts]
 
-All variants train in one process, batch by batch in turn, each on its own copy of the model, the order rotating; the table
-gives the median of the pairwise ratios with its quartiles. `bare again` is a second bare variant: its distance from 1 is
-the noise of the machine. fastai's ActivationStats(with_hist=True) stands beside ours.
+All variants train in one process, batch by batch in turn, each on its own copy of the model, the order rotating; the
+table gives the median of the pairwise ratios with its quartiles. `bare again` is a second bare variant: its distance
+from 1 is the noise of the machine. fastai's ActivationStats(with_hist=True) stands beside ours.
 """
 import argparse
 import time
@@ -30,7 +30,8 @@ def lesson10():
 
 def resnet18():
     from torchvision.models import resnet18
-    return resnet18(num_classes=10), (torch.randn(32, 3, 64, 64), torch.randint(0, 10, (32,))), 'resnet18, 64 px, batch 32'
+    batch = torch.randn(32, 3, 64, 64), torch.randint(0, 10, (32,))
+    return resnet18(num_classes=10), batch, 'resnet18, 64 px, batch 32'
 
 VARIANTS = {
     'bare again':                       lambda: [],
@@ -47,8 +48,8 @@ PARTS = {
 def started(model, batch, cbs):
     "A Learner in the middle of a fit, ready for `one_batch`."
     dl    = [batch] * 10_000
-    learn = Learner(DataLoaders(dl, dl), deepcopy(model), loss_func=nn.CrossEntropyLoss(), opt_func=partial(SGD, mom=0.9),
-                    lr=1e-3, cbs=cbs)
+    learn = Learner(DataLoaders(dl, dl), deepcopy(model), loss_func=nn.CrossEntropyLoss(),
+                    opt_func=partial(SGD, mom=0.9), lr=1e-3, cbs=cbs)
     learn.create_opt()
     learn.opt.set_hypers(lr=1e-3)
     learn.n_epoch, learn.epoch, learn.dl, learn.n_iter = 1, 0, dl, len(dl)
@@ -91,7 +92,8 @@ if __name__ == '__main__':
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     warnings.simplefilter('ignore')
-    print(f"torch {torch.__version__}, {a.threads} thread{'s' * (a.threads > 1)}, {a.pairs} pairs, every iteration measured")
+    print(f"torch {torch.__version__}, {a.threads} thread{'s' * (a.threads > 1)}, {a.pairs} pairs, "
+          f"every iteration measured")
     for make in (lesson10, resnet18):
         if a.net in (make.__name__, 'both'):
             print(table(*measure(make, {**VARIANTS, **(PARTS if a.parts else {})}, a.pairs)))

@@ -16,9 +16,11 @@ from fastgradstats import Record, diagnose
 from fastgradstats.evidence import run
 from fastgradstats.verifying import apply_fix, final_gain
 
-FIXES = [{'lr': .1, 'clip': 1.}, {'lr': .01}, {'lr': 100.}, {'init': 'kaiming'}, {'init': 'xavier'}, {'input': 'normalize'},
+FIXES = [{'lr': .1, 'clip': 1.}, {'lr': .01}, {'lr': 100.}, {'init': 'kaiming'}, {'init': 'xavier'},
+         {'input': 'normalize'},
          {'remove': 'softmax'}, {'zero_grad': True}, {'optimizer': 'all parameters'}, {'activation': 'relu'},
-         {'activation': 'leaky_relu'}, {'loss_scale': 2. ** 17}, {'norm': 'batch'}, {'init': 'kaiming', 'norm': 'batch'}]
+         {'activation': 'leaky_relu'}, {'loss_scale': 2. ** 17}, {'norm': 'batch'},
+         {'init': 'kaiming', 'norm': 'batch'}]
 
 def share(name, seed, fix, twin):
     "Share of the twin's gain that the sick run reaches with `fix`."
@@ -43,7 +45,8 @@ def main():
     a = ap.parse_args()
     rng, ours, dice = random.Random(a.seed), [], []
     for c in CASES.values():
-        if not c.truth or a.half not in ('both', c.half) or not any(fnmatchcase(c.name, p) for p in a.only.split(',')): continue
+        if not c.truth or a.half not in ('both', c.half): continue
+        if not any(fnmatchcase(c.name, p) for p in a.only.split(',')): continue
         sick, twin = path(a.out, c.name, True, a.seed), path(a.out, c.name, False, a.seed)
         if not (sick.exists() and twin.exists()): continue
         bad  = [f for f in diagnose(Record.load(sick)).findings if f.severity != 'info' and f.fix]

@@ -49,7 +49,8 @@ def judge(name, sick, rec):
     layer  = module(rec, bad[0].layer) if bad else ''
     right  = sick and first in c.truth
     r      = run(rec)
-    return dict(case=name, gain=r.best_constant - np.median(r.loss[-20:]), sick=sick, alarm=bool(bad), first=first, right=right,
+    return dict(case=name, sick=sick, alarm=bool(bad), first=first, right=right,
+                gain=r.best_constant - np.median(r.loss[-20:]),
                 when=detected(rec, c.truth) if right else None,
                 layer=layer, guilty=c.guilty if sick else '', at_fault=bool(layer) and layer in (c.guilty, c.site),
                 converged=rep.verdict.startswith('Converged'), starved=any(f.rule == 'starved' for f in bad),
@@ -110,13 +111,14 @@ def strict(d):
     count = lambda s: pc(int(s.starves.sum()) + int((~conv.sick).sum()), len(s) + len(conv))
     kinds = ', '.join(sorted(STARVES))
     twin  = d[~d.sick].set_index(['case', 'seed']).gain
-    poor  = star[star.sick & ~(star.gain >= .5 * twin.reindex(pd.MultiIndex.from_frame(star[['case', 'seed']])).to_numpy())]
+    of    = twin.reindex(pd.MultiIndex.from_frame(star[['case', 'seed']])).to_numpy()
+    poor  = star[star.sick & ~(star.gain >= .5 * of)]
     both  = pc(len(poor) + int((~conv.sick).sum()), len(star) + len(conv))
-    return [f"Starved against converged, by the outcome: right {both}. A run called starved must end with less than half of its "
-            "twin's gain; one called converged must be healthy.", '',
-            f"By the cause: right {count(star)}; *starved* only where named first {count(head)}. A run called starved must "
-            f"have a fault of {kinds}, though dead units, steps too large or a wrong input starve a net as well; one called "
-            "converged must be healthy.", '',
+    return [f"Starved against converged, by the outcome: right {both}. A run called starved must end with less than "
+            "half of its twin's gain; one called converged must be healthy.", '',
+            f"By the cause: right {count(star)}; *starved* only where named first {count(head)}. A run called "
+            f"starved must have a fault of {kinds}, though dead units, steps too large or a wrong input starve a net as well; one "
+            "called converged must be healthy.", '',
             f"Called so for another cause: {listed(pd.concat(wrong), 'called')}.", '']
 
 def number(v): return '-' if v != v else f"{v:.2f}" if abs(v) < 100 else '< -100' if v < 0 else '> 100'
