@@ -117,8 +117,8 @@ def strict(d):
     return [f"Starved against converged, by the outcome: right {both}. A run called starved must end with less than "
             "half of its twin's gain; one called converged must be healthy.", '',
             f"By the cause: right {count(star)}; *starved* only where named first {count(head)}. A run called "
-            f"starved must have a fault of {kinds}, though dead units, steps too large or a wrong input starve a net as "
-            "well; one called converged must be healthy.", '',
+            f"starved must have a fault of {kinds}, though dead units, steps too large or a wrong input starve a net "
+            "as well; one called converged must be healthy.", '',
             f"Called so for another cause: {listed(pd.concat(wrong), 'called')}.", '']
 
 def number(v): return '-' if v != v else f"{v:.2f}" if abs(v) < 100 else '< -100' if v < 0 else '> 100'
