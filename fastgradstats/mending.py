@@ -48,7 +48,9 @@ def apply_fix(learn, fix):
         if APPLY[key](learn, fix[key]) is not False: done.append(key)
     return [k for k in fix if k in done]
 
-def _lr(learn, f):        learn.lr = learn.lr * f
+def _lr(learn, f):
+    lr = learn.lr
+    learn.lr = slice(lr.start and lr.start * f, lr.stop * f) if isinstance(lr, slice) else lr * f
 def _lr_cap(learn, v):    learn.add_cb(_Cap(v))
 def _clip(learn, v):      learn.add_cb(GradientClip(v))
 def _input(learn, v):     learn.add_cb(_Standardise())
@@ -60,7 +62,7 @@ def _optimizer(learn, v):
 def _loss_scale(learn, by):
     "Adam and its kin divide by the gradient's size: the others' learning rate is divided here."
     learn.add_cb(_ScaleLoss(by))
-    if not any(n in str(learn.opt_func).lower() for n in ('adam', 'rmsprop', 'lamb', 'lars')): learn.lr = learn.lr / by
+    if not any(n in str(learn.opt_func).lower() for n in ('adam', 'rmsprop', 'lamb', 'lars')): _lr(learn, 1 / by)
 
 def _remove(learn, what):
     if what != 'softmax': return False

@@ -8,7 +8,7 @@ import torch
 from fastai.callback.core import Callback, CancelFitException, TrainEvalCallback
 from fastai.callback.progress import ProgressCallback
 from fastai.learner import Learner, Recorder
-from fastai.torch_core import set_seed
+from fastai.torch_core import no_random
 
 from .answering import join, num
 from .diagnosing import Report
@@ -16,7 +16,7 @@ from .mending import apply_fix
 
 ITERS = 50                        # iterations that both train
 HELPS = .02                       # advice that lowers the loss by less than this share is withdrawn
-CLOSE = .2                        # a norm this close to the recorded one is as it was drawn
+CLOSE = .2                        # a norm this close to the recorded one is as it was drawn; likewise a loss
 OWN   = (TrainEvalCallback, Recorder, ProgressCallback)      # callbacks that every Learner has
 
 
@@ -28,11 +28,32 @@ class _Stop(Callback):
         self.losses.append(float(self.learn.loss.detach()))
         if self.learn.train_iter >= self.n or not np.isfinite(self.losses[-1]): raise CancelFitException
 
-def final_gain(learn, iters=ITERS, seed=0):
-    "Train a Learner and give the loss it began and ended with (median of the last 10)."
+class _Replay(Callback):
+    """The rates that a Learner was trained with, whatever was given to `fit`: the learning rate and momentum recorded at
+    every iteration, the ratios of its groups, their weight decay. A fix that changes `learn.lr` scales them."""
+    order = 70
+    def __init__(self, learn, base):
+        it, self.base = learn.layer_stats.iters, _highest(base)
+        self.rates, self.moms = it.lr.ffill().to_numpy(), it.mom.ffill().to_numpy()
+        self.was = [dict(h) for h in learn.opt.hypers] if learn.opt else []
+    def before_batch(self):
+        if not self.training: return
+        i      = min(self.learn.train_iter, len(self.rates) - 1)
+        lr     = self.rates[i] * _highest(self.learn.lr) / self.base
+        groups = self.was if len(self.was) == len(self.opt.hypers) else [{}] * len(self.opt.hypers)
+        last   = groups[-1].get('lr')
+        for h, g in zip(self.opt.hypers, groups):
+            if np.isfinite(lr): h['lr'] = float(lr) * (g['lr'] / last if last else 1.)
+            if 'mom' in h and np.isfinite(self.moms[i]): h['mom'] = float(self.moms[i])
+            if 'wd' in h and 'wd' in g: h['wd'] = g['wd']
+
+def _highest(lr): return lr.stop if isinstance(lr, slice) else lr
+
+def final_gain(learn, iters=ITERS, seed=0, replay=None):
+    "Train a Learner and give the loss it began and ended with (median of the last 10); random numbers stay as they are."
     stop = _Stop(iters)
-    set_seed(seed)
-    with learn.no_bar(), learn.no_logging(): learn.fit(-(-iters // len(learn.dls.train)), lr=learn.lr, cbs=stop)
+    with no_random(seed), learn.no_bar(), learn.no_logging():
+        learn.fit(-(-iters // len(learn.dls.train)), lr=learn.lr, cbs=[stop, *([replay] if replay else [])])
     end = np.median(stop.losses[-10:]) if np.isfinite(stop.losses).all() else np.inf
     return float(np.median(stop.losses[:3])), float(end)
 
@@ -76,30 +97,40 @@ def verify(
     make=None,                    # f() -> a Learner as before training; None: a copy, see `fresh`
     iters=ITERS,
 ):                                # a Report with `trials`
-    """Try the first finding's fix: two Learners, with and without it, for `iters` iterations. Advice that does not
-    lower the loss by HELPS is withdrawn. What was applied, and how both began, is told."""
+    """Try the first finding's fix: two Learners, with and without it, for `iters` iterations (fewer where fewer were
+    recorded) at the rates that were recorded. Advice that does not lower the loss by HELPS is withdrawn, but not where
+    the one without it shows no fault: then the trial says nothing. What was applied, and how both began, is told."""
+    first = next((f for f in report.findings if f.severity != 'info' and f.fix), None)
+    if first is None: return _with(report, {})
+    loss  = learn.layer_stats.iters.loss.to_numpy()[:iters]
+    if first.iters[0] >= iters:
+        return _with(report, {first.rule: f"not tried: it begins at iteration {first.iters[0]}, a trial has {iters}"})
+    told, helped = _try(learn, first, make, len(loss), np.median(loss[-10:]) if np.isfinite(loss).all() else np.inf)
+    return _with(report, {first.rule: told}, None if helped else first)
+
+def _try(learn, f, make, n, recorded):
+    "(What a trial showed, whether the advice stands)."
     def begin():
-        set_seed(0)
-        return (make(), "both as `make` gives them") if make else fresh(learn, learn.layer_stats)
-    trials, findings = {}, list(report.findings)
-    first   = next((i for i, f in enumerate(findings) if f.severity != 'info' and f.fix), None)
-    if first is not None:
-        f = findings[first]
-        old, how = begin()
-        new, _   = begin()
-        done = apply_fix(new, f.fix)
-        was  = final_gain(old, iters)[1]
-        try: now = final_gain(new, iters)[1] if done else np.nan
-        except Exception as e: done, why = [], f"it does not run with {', '.join(done)}: {type(e).__name__}: {e}"
-        else: why = "this advice cannot be tried automatically"
-        if not done: trials[f.rule] = why
-        else:
-            helped = now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now)
-            left   = [k for k in f.fix if k not in done]
-            left   = f" (not {join(left)}, which cannot be tried)" if left else ''
-            trials[f.rule] = (f"{', '.join(done)}{left}: loss after {iters} iterations {num(was)} without, "
-                              f"{num(now)} with it; {how}"
-                              + ('' if helped else "; it did not help, so it is withdrawn"))
-            if not helped: findings[first] = f._replace(advice='', fix={})
-    verdict = report.verdict if first is None or findings[first].advice else report.verdict.split(' First try:')[0]
+        with no_random(0): return (make(), "both as `make` gives them") if make else fresh(learn, learn.layer_stats)
+    old, how = begin()
+    new, _   = begin()
+    rates    = [_Replay(learn, x.lr) for x in (old, new)]
+    done = apply_fix(new, f.fix)
+    if not done: return "this advice cannot be tried automatically", True
+    was  = final_gain(old, n, replay=rates[0])[1]
+    try: now = final_gain(new, n, replay=rates[1])[1]
+    except Exception as e: return f"it does not run with {', '.join(done)}: {type(e).__name__}: {e}", True
+    left = [k for k in f.fix if k not in done]
+    left = f" (not {join(left)}, which cannot be tried)" if left else ''
+    told = (f"{', '.join(done)}{left}: loss after {n} iterations {num(was)} without, {num(now)} with it "
+            f"({num(recorded)} in the run); {how}")
+    if now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now): return f"{told}; it helped", True
+    if was < recorded - CLOSE * abs(recorded):
+        return f"{told}; the fault did not come back without it, so this says nothing about the advice", True
+    return f"{told}; it did not help, so it is withdrawn", False
+
+def _with(report, trials, withdrawn=None):
+    "A report with its trials, and without the advice that did not help."
+    findings = [f._replace(advice='', fix={}) if f is withdrawn else f for f in report.findings]
+    verdict  = report.verdict.split(' First try:')[0] if withdrawn else report.verdict
     return Report(verdict, findings, report.checked, report.skipped, report.layers, trials)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.callback.progress import ProgressCallback
+import fastai.callback.schedule  # noqa: F401  (gives Learner its fit_one_cycle)
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.learner import Learner
@@ -286,6 +287,57 @@ def test_a_learner_without_a_fault_has_no_trial():
     learn  = fitted()
     report = learn.diagnose()
     assert report.ok and verify(learn, report).trials == {}
+
+def tried(learn, **kw):
+    from fastgradstats.diagnosing import Report
+    from fastgradstats.rules import Finding
+    from fastgradstats.verifying import verify
+    f = Finding('planted', '', (kw.pop('since', 0), 20), 1., 0., 'critical', 'planted', 'planted', kw.pop('fix'))
+    return verify(learn, Report('Planted. First try: planted.', [f], [], [], None), **kw)
+
+@pytest.mark.parametrize('how', ['fit', 'one cycle', 'slice'])
+def test_a_trial_trains_at_the_rates_that_were_recorded(how):
+    "Whatever the Learner's own learning rate is: the one given to fit was too large, and a hundredth of it mends that."
+    learn = make(depth=4, lr=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        run = LayerStatsCallback(verbose=False)
+        if how == 'fit':       learn.fit(8, lr=50., cbs=run)
+        if how == 'one cycle': learn.fit_one_cycle(8, lr_max=50., div=2, cbs=run)
+        if how == 'slice':     learn.fit(8, lr=slice(1., 50.), cbs=run)
+    t = tried(learn, fix={'lr': 1e-3})
+    assert 'it helped' in t.trials['planted'], t.trials
+    assert t.findings[0].fix and learn.lr == 1e-3
+
+def test_a_replay_has_the_recorded_rates_of_every_group_and_scales_with_the_fix():
+    from fastgradstats.mending import apply_fix
+    from fastgradstats.verifying import _Replay, final_gain, fresh
+    learn = make(depth=2, lr=.05)
+    learn.splitter = lambda m: [list(m[:2].parameters()), list(m[2:].parameters())]
+    learn.fit_one_cycle(2, lr_max=slice(.01, .1), wd=.03, cbs=LayerStatsCallback(verbose=False))
+    new, _ = fresh(learn, learn.layer_stats)
+    replay = _Replay(learn, new.lr)
+    apply_fix(new, {'lr': .1})
+    new.add_cb(LayerStatsCallback(verbose=False))
+    final_gain(new, 16, replay=replay)
+    was, now = learn.layer_stats, new.layer_stats
+    assert np.allclose(now['update', 'lr'], .1 * was['update', 'lr'], rtol=1e-5) and now['update', 'lr'].std(1).min() > 0
+    assert np.allclose(now.iters.mom, was.iters.mom) and new.opt.hypers[0]['wd'] == .03
+
+def test_a_trial_that_does_not_repeat_the_fault_says_nothing_about_the_advice():
+    learn = fitted(lambda m: [nn.init.constant_(l.bias, -20.) for l in m if isinstance(l, nn.Linear)])
+    t = tried(learn, fix={'lr': 1e-6})
+    assert 'did not come back' in t.trials['planted'] and t.findings[0].fix and 'First try' in t.verdict
+
+def test_a_fault_that_begins_after_the_trial_is_not_tried():
+    t = tried(fitted(), fix={'lr': .1}, since=60)
+    assert t.trials['planted'].startswith('not tried: it begins at iteration 60') and t.findings[0].fix
+
+def test_a_trial_leaves_learner_and_random_numbers_as_they_are():
+    learn = fitted(std=.01)
+    state, weights = torch.get_rng_state(), copy.deepcopy(learn.model.state_dict())
+    tried(learn, fix={'lr': .1})
+    assert torch.equal(state, torch.get_rng_state()) and all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
 
 class Codes(nn.Module):
     "Its first column holds categories."
