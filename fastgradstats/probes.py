@@ -135,10 +135,11 @@ def params_of(model, modules):
 def unit_axis(m): return 1 if isinstance(m, CHANNELS) else -1
 
 def bounds_of(m):
-    "The (lowest, highest) value of a bounded activation function, or None."
+    """The (lowest, highest) value of a bounded activation function, or None. One that begins at 0, as ReLU6 does, rests
+    there as any ReLU; only its highest counts, so the lowest is one that it never takes."""
     if isinstance(m, (nn.Tanh, nn.Softsign)):       return -1., 1.
     if isinstance(m, (nn.Sigmoid, nn.Hardsigmoid)): return 0., 1.
-    if isinstance(m, nn.Hardtanh):                  return float(m.min_val), float(m.max_val)      # ReLU6 is one
+    if isinstance(m, nn.Hardtanh):                  return float(m.min_val or -m.max_val), float(m.max_val)
     return None
 
 def tensors(o, path=''):

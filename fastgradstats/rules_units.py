@@ -54,7 +54,7 @@ def saturated(rec, limit=.5):
     "Bounded activation functions sit at their bounds, where their slope is zero."
     r    = run(rec)
     acts = rec.layers['activation']
-    if ('activation', 'frac_saturated') in rec: v = _less_rest(r, acts)
+    if ('activation', 'frac_saturated') in rec: v = r.get('activation', 'frac_saturated')
     else:                                       v = _saturation_of_hist(rec, acts)
     if not np.isfinite(v).any(): return
     start, end = (np.nan_to_num(medians(x)) for x in (v[:WINDOW], v[-WINDOW:]))
@@ -69,13 +69,6 @@ def saturated(rec, limit=.5):
                   f"{' from the start' if early else f', {pct(start[k])} at the start'}"
                   + (f"; also {named(list(acts.layer[hit])[1:])}" if hit.sum() > 1 else ''),
                   advise(fix), fix, tuple(acts.layer[hit]))
-
-def _less_rest(r, acts):
-    "Share at the bounds; a ReLU6 rests at its lower one as any ReLU does, so its zeros do not count.  # (row, layer)"
-    v     = r.get('activation', 'frac_saturated')
-    rests = (acts.type == 'ReLU6').to_numpy()
-    zeros = (r.get('activation', 'frac_zero') if ('activation', 'frac_zero') in r.rec else np.full(v.shape, np.nan))
-    return np.where(rests, v - zeros, v)
 
 def _unscaled(r, large=3.):
     "The fix for inputs that are far from a standard deviation of 1, where that was recorded."

@@ -143,7 +143,7 @@ frac_below_eps      = _share('frac_below_eps', 'n_below_eps',
                              "Share of |x| below the optimizer's eps, which then rules the "
                              'update; NaN for an optimizer without second moments (sampled).')
 frac_saturated      = _share('frac_saturated', 'n_saturated', 'Share within 3 % of the bounds of a bounded activation '
-                             'function; NaN for others (sampled).')
+                             'function, of a ReLU6 near 6 alone; NaN for others (sampled).')
 hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',),
                        doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
 frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,

@@ -16,8 +16,8 @@ from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats import (ActivationHistCallback, DeadUnitCallback, GradStatsCallback, LayerStatsCallback, Record, statistic,
-                           watch)
+from fastgradstats import (ActivationHistCallback, DeadUnitCallback, GradStatsCallback, LayerStatsCallback, Record, diagnose,
+                           statistic, watch)
 from fastgradstats.planning import DEFAULTS, Plan
 from fastgradstats.probes import PROBES
 from fastgradstats.watching import Watcher
@@ -108,6 +108,17 @@ def test_every_statistic_of_a_fit_equals_an_independent_reading(kind):
                                                    grad_output=whole, verbose=False)])
     learn.fit_one_cycle(2)
     assert check(learn.layer_stats, spy.spy_rows) > 1000
+
+def test_a_relu6_rests_at_zero_and_saturates_at_six():
+    def saturated(bias):
+        model = nn.Sequential(nn.Linear(4, 8), nn.ReLU6(), nn.Linear(8, 3))
+        nn.init.constant_(model[0].bias, bias)
+        with watch(model, torch.optim.SGD(model.parameters(), 1e-3), activation=['frac_saturated']) as w:
+            for _ in range(8): w.loss(model(torch.rand(16, 4)).square().mean()).backward(); w.opt.step(); w.opt.zero_grad()
+        return w.record['activation', 'frac_saturated'], [f.rule for f in diagnose(w.record).findings]
+    rests, nothing  = saturated(-9.)
+    at_six, finding = saturated(9.)
+    assert (rests == 0).all() and 'saturated' not in nothing and (at_six == 1).all() and 'saturated' in finding
 
 def test_loss_constant_and_gain_equal_an_own_computation():
     class Own(Callback):

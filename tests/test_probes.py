@@ -145,7 +145,8 @@ def test_wrong_choices(wrong):
                                     (nn.LSTM(1, 1), -1), (nn.Embedding(1, 1), -1), (nn.LazyConv2d(1, 1), 1)], ids=lambda v: type(v).__name__)
 def test_unit_axis(m, axis): assert unit_axis(m) == axis
 
-@pytest.mark.parametrize('m,bounds', [(nn.Tanh(), (-1, 1)), (nn.Sigmoid(), (0, 1)), (nn.ReLU6(), (0, 6)), (nn.Hardtanh(-2, 3), (-2, 3)),
+@pytest.mark.parametrize('m,bounds', [(nn.Tanh(), (-1, 1)), (nn.Sigmoid(), (0, 1)), (nn.ReLU6(), (-6, 6)), (nn.Hardtanh(-2, 3), (-2, 3)),
+                                      (nn.Hardtanh(0, 1), (-1, 1)),
                                       (nn.Hardsigmoid(), (0, 1)), (nn.ReLU(), None), (nn.GELU(), None)], ids=lambda v: type(v).__name__)
 def test_bounds(m, bounds): assert bounds_of(m) == bounds
 

@@ -185,15 +185,6 @@ def test_a_rule_that_a_record_is_not_about_is_neither_checked_nor_skipped():
     p = PerCall(); p.without = {('grad_output', 'norm')}
     assert 'vanishing_through_time' in [s.rule for s in diagnose(p.record()).skipped]
 
-def test_a_relu6_rests_at_zero_and_saturates_at_six():
-    p = Planted(); p.act = 'ReLU6'
-    p.v['activation', 'frac_saturated'][:] = .7
-    p.v['activation', 'frac_zero'] = np.full_like(p.v['activation', 'frac_saturated'], .68)
-    assert not [f for f in diagnose(p.record()).findings if f.rule == 'saturated']
-    p.v['activation', 'frac_zero'][:, 1] = .05
-    found = [f for f in diagnose(p.record()).findings if f.rule == 'saturated']
-    assert [f.layer for f in found] == ['1.act'] and found[0].value == pytest.approx(.65)
-
 def test_a_start_that_was_undone_at_a_price_is_a_warning():
     def found(loss):
         p = Planted()
