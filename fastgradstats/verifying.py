@@ -29,8 +29,8 @@ class _Stop(Callback):
         if self.learn.train_iter >= self.n or not np.isfinite(self.losses[-1]): raise CancelFitException
 
 class _Replay(Callback):
-    """The rates that a Learner was trained with, whatever was given to `fit`: the learning rate and momentum recorded at
-    every iteration, the ratios of its groups, their weight decay. A fix that changes `learn.lr` scales them."""
+    """The rates that a Learner was trained with, whatever was given to `fit`: the learning rate and momentum recorded
+    at every iteration, the ratios of its groups, their weight decay. A fix that changes `learn.lr` scales them."""
     order = 70
     def __init__(self, learn, base):
         it, self.base = learn.layer_stats.iters, _highest(base)
@@ -50,7 +50,7 @@ class _Replay(Callback):
 def _highest(lr): return lr.stop if isinstance(lr, slice) else lr
 
 def final_gain(learn, iters=ITERS, seed=0, replay=None):
-    "Train a Learner and give the loss it began and ended with (median of the last 10); random numbers stay as they are."
+    "Train a Learner; the loss it began and ended with (median of the last 10). Random numbers stay as they are."
     stop = _Stop(iters)
     with no_random(seed), learn.no_bar(), learn.no_logging():
         learn.fit(-(-iters // len(learn.dls.train)), lr=learn.lr, cbs=[stop, *([replay] if replay else [])])
