@@ -241,11 +241,10 @@ class Gathering:
     def _offsets(self, probe):
         "Where in what was captured at one place the numbers of each statistic stand; None: how many there are."
         if probe not in self._where:
-            names = ['n', *self.plan.reads[probe]]
+            names = self.plan.names[probe]
             where = {s.name: [names.index(a) for a in s.reads] for s in self.plan.scalars[probe] if s.reads}
             at    = len(names)
-            for s in self.plan.scalars[probe]:
-                if s.reads: continue
+            for s in self.plan.own[probe]:
                 where[s.name] = list(range(at, at + self.widths[s.name]))
                 at += self.widths[s.name]
             self._where[probe] = {**where, None: at}

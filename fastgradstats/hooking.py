@@ -194,15 +194,14 @@ class Hooks:
         dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
         dim = dim if t.dim() > 1 and plan.units else None
         if 'activation' in plan.at_once and not self.dormancy and self.host is not False:
-            place = self.places.find(key, t, dim, plan.sample, ('n', *plan.reads['activation']), hist=True)
+            place = self.places.find(key, t, dim, plan.sample, plan.names['activation'], hist=True)
             found = place and place.site(t)
             if found:
                 numbers, hist, units = found
                 part.sig.append(('activation', site))
                 part.flat += numbers
                 for s in plan.hists['activation']: part.hists.append(('activation', s.name, site, hist))
-                if dim is None: return
-                part.units += [((s.name, site), s, units) for s in plan.units if s.name == 'frac_dead']
+                if dim is not None: part.units += [((s.name, site), s, units) for s in plan.always]
                 return
         v = View(t, plan.sample, dim, bounds, host=self.host)
         if v.unit_dim is not None and v.n: self._capture_units(site, v)
@@ -260,8 +259,7 @@ class Hooks:
         s, at = None, len(part.flat)
         try:
             part.flat.extend(self.plan.get[probe](view))
-            for s in self.plan.scalars[probe]:
-                if s.reads: continue
+            for s in self.plan.own[probe]:
                 own = self._own(s, view)
                 if len(own) != self.log.widths.setdefault(s.name, len(own)):
                     raise ValueError(f"it gave {len(own)} numbers, and {self.log.widths[s.name]} before")
@@ -293,8 +291,7 @@ class Hooks:
         return [self._scalar(v) for v in out]
 
     def _capture_units(self, site, v):
-        for s in self.plan.units:
-            if s.name == 'frac_dormant' and not self.dormancy: continue
+        for s in self.plan.units if self.dormancy else self.plan.always:
             self.part.units.append(((s.name, site), s, s.f(v)))
 
     def _scalar(self, x):

@@ -64,10 +64,12 @@ class Plan:
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
         self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
-        self.reads   = {p: list(dict.fromkeys(a for s in ss for a in s.reads)) for p, ss in self.scalars.items()}
-        self.get     = {p: attrgetter('n', *a) if a else _only_n
-                        for p, a in self.reads.items()}      # 'n' first: always a tuple
-        plain = lambda p, known: set(self.reads[p]) <= set(known) and all(s.reads for s in self.scalars[p])
+        self.always  = [s for s in self.units if s.name != 'frac_dormant']      # that one at the end of a window alone
+        self.own     = {p: [s for s in ss if not s.reads] for p, ss in self.scalars.items()}
+        self.names   = {p: tuple(dict.fromkeys(('n', *(a for s in ss for a in s.reads))))     # what is read of a View
+                        for p, ss in self.scalars.items()}
+        self.get     = {p: attrgetter(*a) if len(a) > 1 else _only_n for p, a in self.names.items()}   # gives a tuple
+        plain = lambda p, known: set(self.names[p]) <= set(known) and not self.own[p]
         self.small   = {p for p in self.stats if plain(p, SMALL_READS)}
         self.at_once = {p for p, ss in self.stats.items() if all(STATISTICS.get(s.name) is s for s in ss) and
                         (p in ENDS and plain(p, MOMENTS) and not self.hists[p] or

@@ -32,7 +32,7 @@ class Place:
     def __init__(self, shape, dim, sample, names, hist):
         self.shape, self.dim, self.n = shape, dim, shape.numel()
         self.out    = np.empty(len(SITE_READS))
-        self.picked = [SITE_READS.index(a) for a in names]
+        self.picked = np.array([SITE_READS.index(a) for a in names])
         if not hist: self.lo, self.hi = np.empty((2, 1024), np.float32); return
         (self.rows, _), units = rows_of(shape, 1 if dim is None else dim % len(shape))
         self.lo, self.hi = np.empty((2, *units), np.float32)
@@ -40,9 +40,7 @@ class Place:
         self.stride  = stride_of(tuple(shape), sample)
         self.sample  = np.empty(self.lo.size, np.float32)
 
-    def _numbers(self):
-        out = self.out.tolist()
-        return [out[k] for k in self.picked]
+    def _numbers(self): return self.out[self.picked].tolist()
 
     def moments(self, t):
         "The numbers asked for; None if they need more care."
@@ -94,10 +92,11 @@ class Places:
         if not kernels.small(x, ends, wide, NEAR_BITS, BIN_OF_PATTERN, out, hists):
             kept = np.flatnonzero(out[:, 0] > 0)
             few, out, hists = [few[k] for k in kept], out[kept], hists[kept]
-        picked = [SMALL_READS.index(a) for a in names]
-        out    = out.tolist()
-        return few, [[r[k] for k in picked] for r in out], [r[3] for r in out], hists
+        return few, out[:, _columns(names)].tolist(), out[:, 3].tolist(), hists
 
+
+@lru_cache(maxsize=None)
+def _columns(names): return np.array([SMALL_READS.index(a) for a in names])
 
 def small_ones(tensors):
     "Which of the tensors can be read many in one call: small ones of float32 on the CPU."

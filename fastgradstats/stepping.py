@@ -122,7 +122,7 @@ class Steps:
         sample = self.plan.sample if sample is ... else sample
         done   = {}
         if self.host is not False and probe in self.plan.small and (sample is None or sample >= SMALL):
-            which, numbers, norms, hists = self.places.read_small(ts, ['n', *self.plan.reads[probe]])
+            which, numbers, norms, hists = self.places.read_small(ts, self.plan.names[probe])
             for k, found, norm, hist in zip(which, numbers, norms, hists):
                 i, p    = self.got[k]
                 done[k] = norm

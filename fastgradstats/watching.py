@@ -116,7 +116,7 @@ class Watcher(Hooks, Steps):
         "In one call, where that is possible."
         if probe not in self.plan.at_once or self.host is False: return False
         if [n for n, _ in self.log.ends[probe][:1]] != ['']: return False              # it has had other parts before
-        place   = self.places.find(probe, t, None, None, ('n', *self.plan.reads[probe]))
+        place   = self.places.find(probe, t, None, None, self.plan.names[probe])
         numbers = place and place.moments(t)
         if not numbers: return False
         self.part.sig.append((probe, 0))

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import warnings
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -541,26 +542,27 @@ class Counted(TorchDispatchMode):
             self.seen.append('boolean index')
         return func(*args, **(kwargs or {}))
 
+def waits(monkeypatch, cbs):
+    """What makes the host wait in a fit that is read in the device's way, on the CPU: `.item()`, `.cpu()` and the like, and
+    operations that are `Counted`. And the Learner."""
+    monkeypatch.setattr('fastgradstats.callbacks.Watcher', lambda plan: Watcher(plan, host=False))
+    learn = learner('cnn', cbs, n=80)
+    found, counted = Counter(), Counted()
+    for name in ('cpu', 'numpy', 'tolist', 'item', '__float__', '__bool__', '__int__'):
+        old = getattr(torch.Tensor, name)
+        monkeypatch.setattr(torch.Tensor, name, lambda t, *a, _o=old, _n=name: (found.update([_n]), _o(t, *a))[1])
+    def begin(learn): found.clear(); counted.__enter__()
+    learn.add_cb(Hooked('before_batch', begin, at=1, order=-50))       # the first batch of a fit may look at the loss
+    learn.fit(2)
+    counted.__exit__(None, None, None)
+    monkeypatch.undo()
+    return found + Counter(counted.seen), learn
+
 def test_between_flushes_nothing_waits_for_the_device(monkeypatch):
-    "The device way of reading, run on the CPU: `.item()`, `.cpu()`, `.tolist()` and `.numpy()` are counted as well."
-    def run(cbs, host=False):
-        monkeypatch.setattr('fastgradstats.callbacks.Watcher', lambda plan: Watcher(plan, host=host))
-        learn = learner('cnn', cbs, n=80)
-        waits, counted = [], Counted()
-        for name in ('cpu', 'numpy', 'tolist', 'item', '__float__', '__bool__', '__int__'):
-            old = getattr(torch.Tensor, name)
-            monkeypatch.setattr(torch.Tensor, name, lambda t, *a, _o=old, _n=name: (waits.append(_n), _o(t, *a))[1])
-        def begin(learn): waits.clear(); counted.__enter__()
-        learn.add_cb(Hooked('before_batch', begin, at=1, order=-50))   # the first batch of a fit may look at the loss
-        learn.fit(2)
-        counted.__exit__(None, None, None)
-        monkeypatch.undo()
-        return sorted(waits), sorted(counted.seen), learn
-    bare_waits, bare_seen, _ = run(None)
-    waits, seen, learn = run([LayerStatsCallback(verbose=False, grad_output=DEFAULTS['grad'][:5] + ['hist'], grad_used=['norm'])])
-    extra = lambda a, b: {n: a.count(n) - b.count(n) for n in set(a) if a.count(n) > b.count(n)}
-    assert not extra(seen, bare_seen) and not extra(waits, bare_waits), (extra(seen, bare_seen), extra(waits, bare_waits))
-    assert len(learn.layer_stats) == 20
+    bare, _     = waits(monkeypatch, None)
+    ours, learn = waits(monkeypatch, LayerStatsCallback(verbose=False, grad_output=DEFAULTS['grad'][:5] + ['hist'],
+                                                        grad_used=['norm']))
+    assert bare and not ours - bare and len(learn.layer_stats) == 20
 
 def test_the_device_way_of_reading_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr('fastgradstats.callbacks.Watcher', lambda plan: Watcher(plan, host=False))
@@ -692,6 +694,10 @@ def test_watch_takes_its_hooks_off_after_an_error():
             for i in range(8): step(i, model, opt, w)
     assert not hooks_on(model) and 'zero_grad' not in opt.__dict__
     assert w.record.iters.stepped.tolist() == [True] * 3 + [False]
+
+def test_nothing_is_read_twice_of_a_tensor():
+    plan = Plan(**{**DEFAULTS, 'grad_used': ['norm', 'abs_mean', 'median']})
+    assert all(names[0] == 'n' and len(set(names)) == len(names) for names in plan.names.values())
 
 def test_a_plan_pickles_as_its_arguments():
     p = pickle.loads(pickle.dumps(Plan(every=3, modules='*', **DEFAULTS)))

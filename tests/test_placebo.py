@@ -28,7 +28,7 @@ from fastgradstats.reading import weights
 from fastgradstats.watching import Watcher
 from reference import MODELS, Attending, Recurrent, hooks_on, learner, loaders, mlp, same_states, seed, states
 from test_callbacks import EVERY as PROBES
-from test_callbacks import Counted, Hooked
+from test_callbacks import waits
 from test_modes import CpuPrecision
 
 KEY = 'grad', 'placebo'
@@ -258,23 +258,9 @@ def test_gradients_of_parameters_are_left_alone():
     assert any(x is None for x in seen[0]) and any(x is not None for x in seen[0])
 
 def test_between_flushes_nothing_waits_for_the_device(monkeypatch):
-    def run(cbs):
-        monkeypatch.setattr('fastgradstats.callbacks.Watcher', lambda plan: Watcher(plan, host=False))
-        learn = learner('cnn', cbs, n=80)
-        waits, counted = [], Counted()
-        for name in ('cpu', 'numpy', 'tolist', 'item', '__float__', '__bool__', '__int__'):
-            old = getattr(torch.Tensor, name)
-            monkeypatch.setattr(torch.Tensor, name, lambda t, *a, _o=old, _n=name: (waits.append(_n), _o(t, *a))[1])
-        def begin(learn): waits.clear(); counted.__enter__()
-        learn.add_cb(Hooked('before_batch', begin, at=1, order=-50))
-        learn.fit(2)
-        counted.__exit__(None, None, None)
-        monkeypatch.undo()
-        return sorted(waits), sorted(counted.seen), learn
-    want_waits, want_seen, _ = run([GradStatsCallback()])
-    waits, seen, learn       = run([GradStatsCallback(placebo=1)])
-    assert waits == want_waits and seen == want_seen
-    assert measured(learn.layer_stats).all()
+    without, _   = waits(monkeypatch, GradStatsCallback())
+    with_, learn = waits(monkeypatch, GradStatsCallback(placebo=1))
+    assert with_ == without and measured(learn.layer_stats).all()
 
 class Blocks(nn.Module):
     "A part under a checkpoint that keeps no random state, with batch norm and dropout."
