@@ -46,6 +46,9 @@ def check_init(
     modules=None,                 # as LayerStatsCallback
 ):                                # an InitCheck
     "One batch forward and backward on a copy: no step is taken; model, optimizer and random state are as before."
+    if not (hasattr(learn, 'dls') and hasattr(learn, 'loss_func')):
+        raise TypeError(f"check_init takes a fastai Learner, which has the model, its data and its loss; got "
+                        f"{type(learn).__name__}. Give Learner(dls, model, loss_func)")
     dl    = learn.dls.train
     cuda  = [torch.cuda.get_rng_state(i) for i in _cuda()]
     state = torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda

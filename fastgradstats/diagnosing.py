@@ -3,13 +3,14 @@ from __future__ import annotations
 
 import warnings
 from html import escape
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .answering import join, num
 from .evidence import FEWEST, run, trailing
-from .record import DERIVED
+from .record import DERIVED, Record
 from .rules import ALL, Unreadable
 from .states import VERDICTS, layer_verdicts, network_state      # noqa: F401
 from .thresholds import DEAD_JUMP, SETTLE
@@ -119,6 +120,9 @@ def diagnose(
         if verify: return rec.diagnose(rules=rules, verify=True)                   # training: the callbacks' side
         rec = rec.layer_stats
     if rec is None: raise ValueError("this Learner has recorded nothing: fit it with cbs=LayerStatsCallback()")
+    if not isinstance(rec, Record):
+        load = f"; read the file first: diagnose(Record.load({str(rec)!r}))" if isinstance(rec, (str, Path)) else ''
+        raise TypeError(f"diagnose takes a Record or a Learner that has one, got {type(rec).__name__}{load}")
     if verify: raise ValueError("verify=True trains a copy: give diagnose the Learner, not its record")
     with warnings.catch_warnings(), np.errstate(all='ignore'):     # what is not measured or not finite is expected here
         warnings.simplefilter('ignore', RuntimeWarning)

@@ -42,6 +42,11 @@ def rule(*, needs, source, where=None):
     return mark
 
 
+def need(r, rows):
+    "Give up on a record that is too short to judge."
+    if len(r) >= rows: return
+    raise Unreadable(f"{len(r)} measured iteration{' is' if len(r) == 1 else 's are'} too few: {rows} are needed")
+
 def severity(bad, lasts):
     "Of a finding that did harm or not, and that lasts to the end or not."
     return 'info' if not bad else 'critical' if lasts else 'warning'

@@ -8,7 +8,7 @@ import numpy as np
 from .advising import advise, scale_up
 from .answering import num, pct
 from .evidence import FEWEST, lasting, run, trailing
-from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, root_numel, rule, severity, stuck
+from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, need, root_numel, rule, severity, stuck
 from .thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
 SIGNAL = {'init': 'kaiming', 'norm': 'batch'}
@@ -18,15 +18,14 @@ DEPTH  = {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}
 @rule(needs=[LOSS, ELASTICITY],
       source="limit: 343 windows, thresholds.py; that gain must be near zero and elasticity not rising: the zoo's "
              "healthy runs with an offset, a zero head, label smoothing")
-def starved(rec, limit=STARVED):
+def starved(rec, limit=STARVED, sure=40):
     "Nothing gets through: the weights can hardly move the loss, nothing is learned, and that does not change."
     r = run(rec)
     if not r.layers: raise Unreadable("the record has no weights with two or more dimensions")
     if not r.positive and not np.isfinite(r.median_placebo).any():
         raise Unreadable("elasticity divides by the loss, which is not positive throughout; "
                          "LayerStatsCallback(placebo=True) tells without it")
-    few = SETTLE + FEWEST
-    if len(r) < few: raise Unreadable(f"{len(r)} measured iterations are too few: {few} are needed")
+    need(r, SETTLE + FEWEST)
     e    = trailing(r.median_elasticity)
     hits = lasting(r.starving & (e < limit) if r.positive and limit != STARVED else r.starving, 3)
     if not hits: return
@@ -47,10 +46,12 @@ def starved(rec, limit=STARVED):
     gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
              if np.isfinite(r.best_constant) else
              "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
+    harm  = severity(True, lasts and len(r) >= sure)                     # many a healthy net has not moved before that
     yield Finding('starved', r.layers[worst], (r.began(a), int(r.iter[b])), float(np.nanmin(e[a:b + 1])), limit,
-                  'info' if not lasts and (wakes or not stuck(r)) else severity(True, lasts),
+                  'info' if not lasts and (wakes or not stuck(r)) else harm,
                   f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
-                  f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}",
+                  f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}"
+                  + (f"; {len(r)} iterations are few to judge by, it may still wake" if len(r) < sure else ''),
                   advise(fix, *([] if bound else ["an activation function that leaks"])), fix, lays)
 
 def _placebo(r, row):
@@ -94,10 +95,10 @@ def vanishing(rec, limit=1e-3, steady=.7):
 def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     "Gradients in half precision fall below its smallest number and become zero."
     r = run(rec)
-    if rec.bins is None or not r.layers: return
+    if not r.layers: return
     zero = r.get('grad', 'frac_zero', r.layers)
     h    = rec['grad', 'hist']
-    if not len(h): return
+    if not len(h): raise Unreadable("no window of iterations is complete yet")
     h    = h[:, r.cols].astype(float)
     if np.isnan(h[..., 0]).all(): return
     h    = np.nansum(h, axis=0)                                                         # (layer, bin), over all windows

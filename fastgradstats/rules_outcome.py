@@ -5,7 +5,7 @@ import numpy as np
 
 from .answering import num
 from .evidence import WINDOW, run, trailing
-from .findings import LOSS, Finding, factors, rule
+from .findings import LOSS, Finding, factors, need, rule
 
 ADVICE = {
     'elasticity':   "see what stands before this; if nothing does: initialisation, normalisation between the layers",
@@ -23,7 +23,8 @@ ADVICE = {
 def not_learning(rec, few=40):
     "Nothing has been learned from the input at the end."
     r = run(rec)
-    if len(r) < few or not r.has_loss or not np.isfinite(r.loss[-1]): return
+    need(r, few)
+    if not np.isfinite(r.loss[-1]): return
     b = r.blind
     if not b[-WINDOW:].all() or r.falling[-1] or r.waking()[0][-1]: return
     a   = len(b) - int(np.argmin(b[::-1])) if not b.all() else 0

@@ -7,7 +7,7 @@ import pandas as pd
 from .advising import advise
 from .answering import num
 from .evidence import FEWEST, run
-from .findings import LOSS, Finding, medians, named, root_numel, rule, stuck
+from .findings import LOSS, Finding, medians, named, need, root_numel, rule, stuck
 from .thresholds import DEAD_JUMP, SETTLE
 
 SCALE = {'init': 'kaiming', 'norm': 'batch'}
@@ -148,7 +148,8 @@ def input_scale(rec, large=10., small=.01):
 def double_softmax(rec):
     "The model ends in a softmax, and the loss takes another."
     r = run(rec)
-    if not r.layers or len(r) < 3: return
+    need(r, 3)
+    if not r.layers: return
     m, lo, hi = (r.get('output', s)[:, 0] for s in ('mean', 'min', 'max'))
     n   = 1 / np.nanmedian(m) if np.nanmedian(m) > 0 else np.nan
     if not (np.isfinite(n) and n < 1e6): return

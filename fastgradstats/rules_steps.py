@@ -6,7 +6,7 @@ import numpy as np
 from .advising import advise, faster, slower
 from .answering import num
 from .evidence import WINDOW, run
-from .findings import ELASTICITY, LOSS, RATIO, Finding, factors, medians, named, root_numel, rule, stuck, told
+from .findings import ELASTICITY, LOSS, RATIO, Finding, factors, medians, named, need, root_numel, rule, stuck, told
 from .thresholds import SETTLE, SMALL_STEP, STARVED
 
 OPTIMIZER = {'optimizer': 'all parameters'}
@@ -18,7 +18,8 @@ OPTIMIZER = {'optimizer': 'all parameters'}
 def step_too_large(rec, limit=1., worse=1.2):
     "A step changed a layer by as much as its own norm, and the loss was the worse for it."
     r = run(rec)
-    if not r.layers or len(r) < 3: return
+    need(r, 3)
+    if not r.layers: return
     v    = r.get('update', 'ratio', r.layers)
     v    = np.where(np.isinf(r.get('update', 'norm', r.layers)), np.inf, v)
     w    = r.get('weight', 'norm', r.layers)
@@ -55,7 +56,8 @@ def _recovered(r, row, before, share=.2):
 def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     "The weights hardly move although the gradient could move the loss."
     r = run(rec)
-    if len(r) < SETTLE + WINDOW or not r.layers: return
+    need(r, SETTLE + WINDOW)
+    if not r.layers: return
     v = r.get('update', 'ratio', r.layers)
     m = medians(np.where(r.stepped[:, None], v, np.nan)[SETTLE:])
     if not np.isfinite(m).any() or not (m > 0).any(): return
@@ -86,6 +88,7 @@ def not_stepped(rec, few=10):
     "A parameter receives a gradient but is never changed: the optimizer does not have it."
     r = run(rec)
     lays = r.layers
+    need(r, few)
     if not lays: return
     g, u = r.get('grad', 'norm', lays), r.get('update', 'norm', lays)
     w    = r.get('weight', 'norm', lays) if ('weight', 'norm') in rec else np.ones_like(g)
@@ -104,7 +107,8 @@ def not_stepped(rec, few=10):
 def not_zeroed(rec, limit=.3, noisy=1.5):
     "Gradients are kept from step to step: zero_grad is forgotten."
     r = run(rec)
-    if len(r) < SETTLE + WINDOW or not r.layers: return
+    need(r, SETTLE + WINDOW)
+    if not r.layers: return
     m    = np.where(r.stepped[SETTLE:, None], r.get('grad', 'mean', r.layers)[SETTLE:], np.nan)
     loss = r.loss[SETTLE:]
     loss = loss[np.isfinite(loss)]

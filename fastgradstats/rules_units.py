@@ -6,7 +6,7 @@ import numpy as np
 from .advising import advise, slower
 from .answering import pct
 from .evidence import WINDOW, run
-from .findings import Finding, medians, named, rule, spike, stuck, told
+from .findings import Finding, Unreadable, medians, named, rule, spike, stuck, told
 from .thresholds import DEAD
 
 
@@ -18,7 +18,7 @@ def dead_units(rec, limit=DEAD):
     r    = run(rec)
     v    = rec['activation', 'frac_dead']
     wins = rec.windows['activation', 'frac_dead']
-    if not len(v): return
+    if not len(v): raise Unreadable("no window of iterations is complete yet")
     names = rec.layers['activation'].layer.to_numpy()
     end   = np.nan_to_num(v[-1])
     peak  = np.nanmax(np.nan_to_num(v), axis=0)

@@ -6,7 +6,7 @@ import numpy as np
 from .advising import advise, slower
 from .answering import num, pct
 from .evidence import WINDOW, run, trailing
-from .findings import LOSS, Finding, rule, severity, spike, stuck, told
+from .findings import LOSS, Finding, Unreadable, need, rule, severity, spike, stuck, told
 from .thresholds import SETTLE
 
 PLACES = {'input': (0, 'the input'), 'activation': (1, 'the activation of'), 'grad': (3, 'the gradient of')}
@@ -53,7 +53,8 @@ def _nonfinite(r, bad):
 def exploding(rec, grown=30., worse=3.):
     "Gradients grow far beyond where they began, and the loss with them."
     r = run(rec)
-    if not r.layers or len(r) < 3: return
+    need(r, 3)
+    if not r.layers: return
     lays = r.get('grad', 'norm', r.layers)
     with np.errstate(over='ignore', invalid='ignore'): g = np.sqrt(np.nansum(lays ** 2, axis=1))
     base = np.nanmedian(g[:3])
@@ -81,7 +82,8 @@ def exploding(rec, grown=30., worse=3.):
 def unstable(rec, times=2., few=3):
     "The loss spikes again and again above where it began."
     r = run(rec)
-    if len(r) < SETTLE + WINDOW or not r.positive: return
+    need(r, SETTLE + WINDOW)
+    if not r.positive: raise Unreadable("the loss is not positive throughout")
     base  = trailing(r.loss, 10, few=5)
     ref   = max(r.first_loss, r.best_constant) if np.isfinite(r.best_constant) else r.first_loss
     prev  = np.concatenate([[np.nan], base[:-1]])

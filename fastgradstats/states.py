@@ -66,8 +66,21 @@ def _of_weights(r, state, by):
     u   = r.get('update', 'ratio', r.layers) if ('update', 'ratio') in rec else np.full(g.shape, np.nan)
     low = trailing(e)[-1]
     p   = r.placebo[-1]
+    bad = _not_finite(r, 'grad', g, r.layers)
     for k, l in enumerate(r.layers):
-        yield l, _of_weight(r, state, by.get(l, {}), g[:, k], e[:, k], u[:, k], low[k], p[k])
+        if bad[k] is not None: yield l, ('exploding', f"its gradient is not finite since iteration {bad[k]}", '')
+        else: yield l, _of_weight(r, state, by.get(l, {}), g[:, k], e[:, k], u[:, k], low[k], p[k])
+
+def _not_finite(r, probe, v, layers):
+    """Iteration from which to the end a layer has no finite value, because values or the loss are not finite; None
+    where it has.  # v (row, layer) -> [(layer,)]"""
+    cause = ~np.isfinite(r.loss)[:, None] & r.has_loss | np.isinf(v)
+    if (probe, 'frac_nonfinite') in r.rec: cause = cause | (r.get(probe, 'frac_nonfinite', layers) > 0)
+    out   = []
+    for gone in (~np.isfinite(v) & cause).T:
+        k = len(gone) - int(np.argmin(gone[::-1])) if not gone.all() else 0
+        out.append(int(r.iter[k]) if k < len(gone) else None)
+    return out
 
 def _of_weight(r, state, by, g, e, u, low, placebo):
     "Of one weight: its gradient's norm, elasticity, update ratio, all (row,); elasticity and placebo at the end."
@@ -106,9 +119,12 @@ def _of_activations(r, state, by):
     key   = 'activation', 'frac_dead'
     names = rec.layers['activation'].layer
     dead  = rec[key][-1] if key in rec and len(rec[key]) else np.full(len(names), np.nan)
-    for l, d in zip(names, dead.astype(float)):
+    std   = ('activation', 'std') in rec
+    bad   = _not_finite(r, 'activation', r.get('activation', 'std'), None) if std else [None] * len(names)
+    for l, d, since in zip(names, dead.astype(float), bad):
         fs = by.get(l, {})
         if 'non_finite' in fs:            yield l, ('exploding', fs['non_finite'].evidence, '')
+        elif since is not None:           yield l, ('exploding', f"it is not finite since iteration {since}", '')
         elif 'saturated' in fs:           yield l, ('saturated', fs['saturated'].evidence, '')
         elif np.isfinite(d) and d > DEAD: yield l, ('dead', f"{pct(d)} of its units are dead",
                                                     f"gain {num(r.learned[-1])}")

@@ -366,3 +366,6 @@ def test_the_fix_init_gives_norms_their_start_back():
     with torch.no_grad(): bn.bias.fill_(-10.), bn.weight.fill_(3.)
     assert apply_fix(learn, {'init': 'kaiming'}) == ['init']
     assert not bn.bias.any() and (bn.weight == 1).all()
+
+def test_check_init_takes_a_learner():
+    with pytest.raises(TypeError, match='takes a fastai Learner.*got Linear'): check_init(nn.Linear(2, 2))

@@ -108,9 +108,9 @@ def test_short_records(n):
     rep = diagnose(Planted(20).record()) if n > 19 else diagnose(_cut(n))
     assert rep.verdict and not rep.critical and 'healthy' not in set(rep.layers.verdict)
 
-def _cut(n):
+def _cut(n, plan=None):
     from fastgradstats import Record
-    r = Planted(20).record()
+    r = (plan or Planted(20)).record()
     keys = [k for k in r.keys() if k not in r.windows]
     return Record(r.iters.iloc[:n], {k: r[k][:n] for k in keys}, r.layers)
 
@@ -130,6 +130,31 @@ def test_reads_without_torch_and_fastai():
 
 def test_errors_teach():
     with pytest.raises(ValueError, match='verify=True'): diagnose(Planted().record(), verify=True)
+    with pytest.raises(TypeError, match=r"got str; read the file first: diagnose\(Record.load\('run.parquet'\)\)"): diagnose('run.parquet')
+    with pytest.raises(TypeError, match='got DataFrame'): diagnose(Planted().record().iters)
+    with pytest.raises(ValueError, match='fit it with cbs=LayerStatsCallback'): diagnose(None)
+
+@pytest.mark.parametrize('n,short', [(12, {'starved', 'not_learning', 'step_too_small', 'not_zeroed', 'unstable'}), (30, {'not_learning'}), (40, set()),
+                                     (1, {'starved', 'not_learning', 'step_too_small', 'not_zeroed', 'unstable', 'exploding', 'step_too_large'})])
+def test_what_a_short_record_cannot_tell_is_skipped_not_checked(n, short):
+    rep = diagnose(_cut(n, Planted(40)))
+    why = {s.rule: s.why for s in rep.skipped}
+    assert {k for k, w in why.items() if 'too few' in w} >= short and not short & set(rep.checked)
+    assert not {'not_learning', 'starved', 'unstable'} - short & set(why) & {k for k, w in why.items() if 'too few' in w}
+    if n == 1: assert why['starved'].startswith('1 measured iteration is too few')
+
+@pytest.mark.parametrize('n,severity', [(20, 'warning'), (60, 'critical')])
+def test_a_starved_start_of_a_short_record_is_a_warning(n, severity):
+    f = next(f for f in diagnose(Planted(n).starve().record()).findings if f.rule == 'starved')
+    assert f.severity == severity and ('few to judge by' in f.evidence) == (severity == 'warning')
+
+def test_layers_of_a_run_that_is_not_finite_are_not_called_frozen():
+    p = Planted(60)
+    for key in (('grad', 'norm'), ('update', 'norm'), ('activation', 'std')): p.v[key][30:] = np.nan
+    p.iters['loss'][30:] = np.nan
+    rep = diagnose(p.record())
+    assert verdicts(rep) == {'exploding'} == verdicts(rep, 'activation')
+    assert rep.layers['for'].str.contains('not finite since iteration 30').any()
 
 @pytest.mark.parametrize('fault,status', [('starved', 1), (None, 0)])
 def test_the_command_line(tmp_path, capsys, fault, status):
