@@ -18,7 +18,7 @@ from fastgradstats.verifying import apply_fix, final_gain
 
 FIXES = [{'lr': .1, 'clip': 1.}, {'lr': .01}, {'lr': 100.}, {'init': 'kaiming'}, {'init': 'xavier'},
          {'input': 'normalize'},
-         {'remove': 'softmax'}, {'zero_grad': True}, {'optimizer': 'all parameters'}, {'activation': 'relu'},
+         {'remove': 'softmax'}, {'zero_grad': True}, {'optimizer': 'all parameters'}, {'activation': 'tanh'},
          {'activation': 'leaky_relu'}, {'loss_scale': 2. ** 17}, {'norm': 'batch'},
          {'init': 'kaiming', 'norm': 'batch'}]
 

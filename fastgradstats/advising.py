@@ -1,6 +1,7 @@
-"""What to try: a `fix` for machines and the same in words, its factors chosen from what was recorded.
+"""What to try: a `fix` for machines and the same in words, chosen from what was recorded.
 
 A factor on the learning rate is a power of ten that brings the median layer's update ratio to what healthy runs take.
+Which initialisation goes with which net was tried on the zoo's tuned half, every pair with every one.
 """
 from __future__ import annotations
 
@@ -11,16 +12,17 @@ import numpy as np
 from .answering import join, num
 from .thresholds import ADAPTIVE_STEP, LARGE_STEP, USUAL_STEP
 
+SYMMETRIC = 'Tanh', 'Softsign', 'Hardtanh'
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
 WORDS = dict(
     lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",
     lr_cap     = lambda v: f"a learning rate of {num(v)} at most",
     clip       = lambda v: f"clipping the gradient's norm at {num(v)}",
     init       = lambda v: {'kaiming': "Kaiming initialisation with biases of zero (or LSUV)",
-                            'xavier':  "smaller initial weights (Xavier)",
+                            'xavier':  "Xavier initialisation with biases of zero (or LSUV)",
                             'orthogonal': "orthogonal recurrent weights"}[v],
     norm       = lambda v: "normalisation between the layers (batch norm; in recurrent nets, transformers layer norm)",
-    activation = lambda v: {'relu': "an activation function that does not saturate (ReLU)",
+    activation = lambda v: {'tanh': "an activation function whose slope reaches 1 (tanh, ReLU)",
                             'leaky_relu': "an activation function that leaks"}[v],
     input      = lambda v: "normalised inputs (fastai: Normalize.from_stats, tabular's Normalize)",
     remove     = lambda v: f"the model without its {v}: cross-entropy takes the logits",
@@ -32,6 +34,24 @@ WORDS = dict(
 def advise(fix, *more):
     "A fix in words, every key of it, and what else may be tried."
     return '; or '.join([join([WORDS[k](v) for k, v in fix.items()])] * bool(fix) + list(more))
+
+def _types(r, *starts):
+    "Whether the record has a layer whose type begins so."
+    tables = (r.rec.layers[p] for p in ('grad', 'activation') if p in r.rec.layers)
+    return any(t.type.astype(str).str.startswith(starts).any() for t in tables)
+
+def _normed(r): return any(r.rec.layers['grad'].type.astype(str).str.contains('Norm')) if r.layers else False
+
+def weights(r):
+    "The fix for initial weights: Kaiming for ReLU, Xavier where a norm or another activation function keeps the scale."
+    return {'init': 'xavier' if _normed(r) or _types(r, *SYMMETRIC, 'Sigmoid') else 'kaiming'}
+
+def signal(r):
+    """The fix for a signal that fades or grows from layer to layer: tanh for sigmoids, whose slope is .25 at most; else
+    weights anew and a norm, where there is none, behind which Xavier's smaller weights learn faster."""
+    if _types(r, 'Sigmoid'): return {'activation': 'tanh', 'init': 'xavier'}
+    if _normed(r):           return weights(r)
+    return {'init': 'kaiming' if _types(r, 'RNN', 'LSTM', 'GRU') else 'xavier', 'norm': 'batch'}
 
 def power_of_ten(x): return float(10. ** round(math.log10(x)))
 

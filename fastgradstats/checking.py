@@ -9,35 +9,57 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .advising import advise, signal
 from .answering import num
 from .diagnosing import diagnose
+from .evidence import run
+from .findings import Finding, rule
 from .rules import bad_init, input_scale, non_finite, saturated
 from .watching import watch
 
-RULES = (input_scale, non_finite, bad_init, saturated)
+@rule(needs=[('grad_output', 'std')],
+      source="limit: AutoTrainer's for the gradient's norm; zoo: default-initialised sigmoid and 20-layer nets 4e-4 "
+             "and less, healthy ones .0048 to 15")
+def fading(rec, limit=1e-3):
+    "The gradient shrinks or grows from layer to layer on its way back."
+    names, b = _backward(rec)
+    seen     = np.isfinite(b) & (b > 0)
+    if seen.sum() < 3: return
+    at    = np.flatnonzero(seen)
+    total = float(b[at[0]] / b[at[-1]])
+    if limit <= total <= 1 / limit: return
+    per  = total ** (1 / (at[-1] - at[0]))
+    fade = total < 1
+    fix  = signal(run(rec))
+    yield Finding('vanishing' if fade else 'exploding', names[at[0]], (0, 0), total, limit if fade else 1 / limit,
+                  'warning', f"on its way back from {names[at[-1]]} to {names[at[0]]} the gradient "
+                  f"{'shrinks to' if fade else 'grows to'} {num(total)} of itself (std of an element), a factor "
+                  f"{num(per)} a layer", advise(fix), fix, tuple(names))
+
+RULES = (input_scale, non_finite, bad_init, fading, saturated)
 
 
 class InitCheck:
-    "What `check_init` found: `.table`, `.forward` and `.backward` (slope of ln std per layer), `.findings`, `.gains`."
+    "What `check_init` found: `.table`, `.forward`, `.backward` (slope of ln std per layer), `.findings`, `.factors`."
     def __init__(self, table, forward, backward, findings, loss, record):
         self.table, self.findings, self.loss, self.record = table, findings, loss, record
         self.forward, self.backward = forward, backward
-        self.gains = dict(zip(table.layer, table.gain))
+        self.factors = dict(zip(table.layer, table.factor))
 
     @property
     def ok(self): return not self.findings
 
     def __repr__(self):
         def say(s):
-            if np.isnan(s): return 'cannot be told'
+            if np.isnan(s): return 'pass too few layers for a trend'
             return f"{'keep' if abs(s) < .1 else 'shrink' if s < 0 else 'grow'} (a factor {num(np.exp(s))} a layer)"
         head = (f"First loss {num(self.loss)}. Going forward activations {say(self.forward)}; "
                 f"on the way back gradients {say(-self.backward)}.")
         out  = [head, self.table.to_string(index=False, float_format=num)]
         for f in self.findings: out.append(f"{f.rule}: {f.evidence}. Try: {f.advice}.")
         if self.findings and any(f.rule == 'bad_init' for f in self.findings):
-            out.append("`gain`: multiply the weights before each activation by it, first to last, and the activations "
-                       "keep their scale.")
+            out.append("`factor`: multiply the weights before each activation by it, first to last, and the "
+                       "activations keep their scale.")
         return '\n'.join(out if self.findings else [*out, "No trouble foreseen."])
 
 
@@ -79,16 +101,19 @@ def _cuda():
     return range(torch.cuda.device_count()) if ready else ()
 
 def _read(rec, loss):
-    acts = rec.layers['activation'].layer if 'activation' in rec.layers else pd.Series([], dtype=object)
-    s    = rec['activation', 'std'][0].astype(float) if len(acts) else np.array([])
-    b    = np.full(len(acts), np.nan)
-    if ('grad_output', 'std') in rec:
-        at = pd.Index(rec.layers['grad_output'].layer).get_indexer(acts)
-        b  = np.where(at >= 0, rec['grad_output', 'std'][0].astype(float)[at], np.nan)
+    acts, b = _backward(rec)
+    s       = rec['activation', 'std'][0].astype(float) if len(acts) else np.array([])
     with np.errstate(divide='ignore', invalid='ignore'):
-        gain  = np.concatenate([[1.], s[:-1]]) / s if len(s) else s
-        table = pd.DataFrame(dict(layer=acts, std=s, grad_std=b, gain=np.where(np.isfinite(gain), gain, np.nan)))
+        scale = np.concatenate([[1.], s[:-1]]) / s if len(s) else s
+        table = pd.DataFrame(dict(layer=acts, std=s, grad_std=b, factor=np.where(np.isfinite(scale), scale, np.nan)))
     return InitCheck(table, _slope(s), _slope(b), list(diagnose(rec, RULES).findings), loss, rec)
+
+def _backward(rec):
+    "The activations and the std of the gradient that reaches each; NaN where none does.  # [layer], (layer,)"
+    acts = list(rec.layers['activation'].layer) if 'activation' in rec.layers else []
+    if ('grad_output', 'std') not in rec or not acts: return acts, np.full(len(acts), np.nan)
+    at = pd.Index(rec.layers['grad_output'].layer).get_indexer(acts)
+    return acts, np.where(at >= 0, rec['grad_output', 'std'][0].astype(float)[at], np.nan)
 
 def _slope(v):
     ok = np.isfinite(v) & (v > 0)

@@ -108,9 +108,7 @@ class Run:
     @property
     def median_placebo(self):
         "Of the median layer.  # (row,)"
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)
-            return np.nanmedian(self.placebo, axis=1) if self.layers else np.full(self.n, np.nan)
+        return median_layer(self.placebo)
 
     # --- elasticity --------------------------------------------------------------------------------------------------
     @property
@@ -122,9 +120,7 @@ class Run:
     @property
     def median_elasticity(self):
         "Of the median layer that has a gradient at all.  # (row,)"
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)
-            return np.nanmedian(self.elasticity, axis=1) if self.layers else np.full(self.n, np.nan)
+        return median_layer(self.elasticity)
 
     @property
     def update_ratio(self):
@@ -135,10 +131,8 @@ class Run:
     @property
     def median_ratio(self):
         "Of the median layer that moves at all.  # (row,)"
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', RuntimeWarning)
-            u = self.update_ratio
-            return np.nanmedian(np.where(u > 0, u, np.nan), axis=1) if self.layers else np.full(self.n, np.nan)
+        u = self.update_ratio
+        with np.errstate(invalid='ignore'): return median_layer(np.where(u > 0, u, np.nan))
 
     @property
     def direction(self):
@@ -237,6 +231,12 @@ def run(rec):
     if _last[0] is None or _last[0]() is not rec: _last[:] = weakref.ref(rec), Run(rec)
     return _last[1]
 
+
+def median_layer(v):
+    "Median over the layers that have a value; NaN where none has.  # (row, layer) -> (row,)"
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return np.nanmedian(v, axis=1) if v.shape[1] else np.full(len(v), np.nan)
 
 def trailing(v, n=WINDOW, few=FEWEST):
     "Median of the last `n` values at every row, the first SETTLE rows left out where there are others.  # as v"

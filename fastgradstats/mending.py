@@ -70,7 +70,7 @@ def _remove(learn, what):
     if 'softmax' in learn.model.__dict__: learn.model.softmax = False
 
 def _activation(learn, what):
-    if what == 'relu': _swap(learn.model, (nn.Sigmoid, nn.Tanh), nn.ReLU)
+    if what == 'tanh': _swap(learn.model, nn.Sigmoid, nn.Tanh)
     else:              _swap(learn.model, nn.ReLU, lambda: nn.LeakyReLU(.1))
 
 def _swap(model, old, make):

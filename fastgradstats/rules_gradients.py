@@ -5,14 +5,11 @@ import re
 
 import numpy as np
 
-from .advising import advise, scale_up
+from .advising import advise, scale_up, signal
 from .answering import num, pct
 from .evidence import FEWEST, lasting, run, trailing
-from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, need, root_numel, rule, severity, stuck
+from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, named, need, root_numel, rule, severity, stuck
 from .thresholds import BLOCKED, PASSES, SETTLE, STARVED
-
-SIGNAL = {'init': 'kaiming', 'norm': 'batch'}
-DEPTH  = {'norm': 'batch', 'activation': 'relu', 'init': 'kaiming'}
 
 
 @rule(needs=[LOSS, ELASTICITY],
@@ -39,8 +36,7 @@ def starved(rec, limit=STARVED, sure=40):
     lays  = tuple(l for l, v in zip(r.layers, low[b]) if v < limit)
     what  = (f"one percent of change in the median layer moves the loss by {num(e[b])} % at most (elasticity; starved "
              f"below {limit:g})" if r.positive else "the loss is not positive, so elasticity says nothing")
-    bound = 'activation' in rec.layers and rec.layers['activation'].type.eq('Sigmoid').any()    # its slope: .25 at most
-    fix   = DEPTH if bound else SIGNAL
+    fix   = signal(r)
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
     g     = r.learned[b]
     gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
@@ -52,7 +48,7 @@ def starved(rec, limit=STARVED, sure=40):
                   f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
                   f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}"
                   + (f"; {len(r)} iterations are few to judge by, it may still wake" if len(r) < sure else ''),
-                  advise(fix, *([] if bound else ["an activation function that leaks"])), fix, lays)
+                  advise(fix, *([] if 'activation' in fix else ["an activation function that leaks"])), fix, lays)
 
 def _placebo(r, row):
     p = r.median_placebo[row]
@@ -81,12 +77,13 @@ def vanishing(rec, limit=1e-3, steady=.7):
     lasts = b >= len(r) - 2
     top   = np.nanmax(y[b])
     per   = np.exp((y[b, 0] - top) / max(int(np.nanargmax(y[b])), 1))
+    fix   = signal(r)
     half  = tuple(r.layers[:max(1, int(np.sum(y[b] < top + np.log(limit) / 2)))])
     yield Finding('vanishing', r.layers[0], (r.began(a), int(r.iter[b])), float(drop[b]), limit,
                   'info' if not lasts and not stuck(r) else severity(True, lasts),
                   f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a factor "
                   f"{num(per)} a layer",
-                  advise(DEPTH, "shortcuts between the layers"), DEPTH, half)
+                  advise(fix, "shortcuts between the layers"), fix, half)
 
 
 @rule(needs=[('grad', 'hist'), ('grad', 'frac_zero')],
@@ -111,6 +108,14 @@ def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     z    = np.array([np.nanmedian(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in zero.T])
     with np.errstate(invalid='ignore'):
         hit = (z > limit) & (z < .9999) & (near > .05 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)
+        last = (near > .9 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)     # what is left is at the edge
+        gone = z >= .9999
+    if not hit.any() and gone.any() and last.any() and (gone | last).all():
+        k = int(gone.argmax())
+        yield _underflow(r, gone, float(z[k]), limit, f"every gradient of {named(list(np.array(r.layers)[gone]))} is "
+                         f"exactly zero, and those of {named(list(np.array(r.layers)[last]))} are just above 6e-8, the "
+                         f"smallest number of half precision")
+        return
     if not hit.any() and _all_gone(r, zero, edge):
         yield _underflow(r, np.ones(len(z), bool), 1., limit, f"every gradient is exactly zero although the outputs "
                          f"differ and the loss is {num(r.first_loss)}: its share per output is less than 6e-8, the "

@@ -4,14 +4,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .advising import advise
+from .advising import advise, signal, weights
 from .answering import num
 from .evidence import FEWEST, run
 from .findings import LOSS, Finding, medians, named, need, root_numel, rule, stuck
 from .thresholds import DEAD_JUMP, SETTLE
-
-SCALE = {'init': 'kaiming', 'norm': 'batch'}
-
 
 @rule(needs=[[('activation', 'std'), ('weight', 'norm')]],
       source='Glorot & Bengio 2010, He 2015: scale kept from layer to layer; a default-initialised ReLU net loses a '
@@ -24,11 +21,10 @@ def bad_init(rec, limit=10., each=1.6):
     harm   = 'critical' if stuck(r) else 'info' if worked and not _costly(r) else 'warning'
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
-    blocks = bool(zero) and _no_gradient(r, zero)
-    if len(zero) >= 2 and (not worked or blocks) or blocks and not worked:
+    if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
         yield Finding('bad_init', zero[0], span, 0., 0., harm,
                       f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
-                      advise({'init': 'kaiming'}), {'init': 'kaiming'}, zero)
+                      advise(weights(r)), weights(r), zero)
         return
     names, y = _scales(r)
     if len(y) < 3: return
@@ -41,6 +37,7 @@ def bad_init(rec, limit=10., each=1.6):
     bound = acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each                        # scale cannot grow
     far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
     grown = _outgrown(r) > 3 * limit
+    fix   = signal(r)
     if not (far or grown or k is not None and not worked): return
     still = '' if not worked else "; training went on in spite of it" + (
             ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
@@ -49,27 +46,28 @@ def bad_init(rec, limit=10., each=1.6):
         yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
                       f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
                       f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
-                      f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(SCALE), SCALE, (names[k + 1],))
+                      f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(fix), fix, (names[k + 1],))
     elif far:
         word = 'shrinks' if per < 1 else 'grows'
         sites = tuple(np.array(names)[mid])
         yield Finding('bad_init', sites[-1], span, per, each if per > 1 else 1 / each, harm,
                       f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
                       f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
-                      f"first iterations{_backward(r)}{still}", advise(SCALE), SCALE, sites)
+                      f"first iterations{_backward(r)}{still}", advise(fix), fix, sites)
     else:
         k    = int(d.argmax())
         most = (names[k + 1],) if d[k] > .5 * (y[-1] - y[0]) else ()               # more than half of it in one layer
         yield Finding('bad_init', ''.join(most), span, _outgrown(r), 3 * limit, harm,
                       f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "
                       f"of the inputs, where an initialisation that keeps scale has about 1"
-                      f"{f', most of it by {most[0]}' if most else ''}{still}", advise(SCALE), SCALE, most)
+                      f"{f', most of it by {most[0]}' if most else ''}{still}", advise(fix), fix, most)
 
 def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
     last weight), as far as recorded; up to the first activation whose units are dead, which cuts what follows off."""
     rec, out = r.rec, []
-    if ('input', 'std') in rec: out.append(('input', np.nanmax(r.get('input', 'std')[0], initial=0)))
+    coded    = 'grad' in rec.layers and rec.layers['grad'].type.str.startswith('Embedding').any()  # indices
+    if ('input', 'std') in rec and not coded: out.append(('input', np.nanmax(r.get('input', 'std')[0], initial=0)))
     whole = True
     if ('activation', 'std') in rec:
         dead = ('activation', 'frac_dead')
@@ -111,9 +109,9 @@ def _outgrown(r):
     return float(out / inp) if inp > 0 else float(out)
 
 def _no_gradient(r, layers):
-    "Whether these layers had no gradient in the first iterations."
+    "Whether most of these layers had no gradient in the first iterations."
     if ('grad', 'norm') not in r.rec: return True
-    return not np.nan_to_num(r.get('grad', 'norm', layers)[:3]).any()
+    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[:3]).any(0)) < .5
 
 def _backward(r):
     if ('grad', 'norm') not in r.rec or len(r.layers) < 3: return ''

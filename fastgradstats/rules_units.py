@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .advising import advise, slower
+from .advising import advise, slower, weights
 from .answering import pct
 from .evidence import WINDOW, run
 from .findings import Finding, Unreadable, medians, named, rule, spike, stuck, told
@@ -39,7 +39,7 @@ def dead_units(rec, limit=DEAD):
              "born dead, or dead within the first window" if born else
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
-    fix   = {'init': 'kaiming', 'activation': 'leaky_relu'} if born else slower(r, at)
+    fix   = {**weights(r), 'activation': 'leaky_relu'} if born else slower(r, at)
     yield Finding('dead_units', names[k], (big[0] if big else since, int(wins.last_iter.iloc[-1])), share, limit,
                   'info' if not now else 'critical' if stuck(r) else 'warning',
                   f"{pct(share)} of the units of {names[k]} do not vary over any example ({how})"

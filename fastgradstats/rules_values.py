@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .advising import advise, slower
+from .advising import advise, slower, weights
 from .answering import num, pct
 from .evidence import WINDOW, run, trailing
 from .findings import LOSS, Finding, Unreadable, need, rule, severity, spike, stuck, told
@@ -27,7 +27,7 @@ def non_finite(rec):
              f"; the loss before it was {num(r.loss[row - 1])}" if row else "; it was there from the start")
     if order == 0: advice, fix = "look at the data: the input itself holds them", {}
     else:
-        fix    = slower(r, row) if big or row else {'init': 'kaiming'}
+        fix    = slower(r, row) if big or row else weights(r)
         advice = advise(fix, *([] if big or row else ["a look at the loss function for log(0) or a division by 0"]))
     yield Finding('non_finite', layer, (int(r.iter[row]), int(r.iter[-1])), 1., 0., 'critical',
                   f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "

@@ -32,7 +32,7 @@ READING   = dict(reading='record', answering='', reporting='reading', comparing=
                  states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
                  drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
 COATS     = dict(callbacks='constant diagnosing planning watching plots reporting record rules stats probes verifying',
-                 verifying='answering diagnosing mending', mending='', checking='answering diagnosing rules watching',
+                 verifying='answering diagnosing mending', mending='', checking='advising answering diagnosing evidence findings rules watching',
                  watchdog='callbacks diagnosing evidence rules',
                  lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}

@@ -1,7 +1,7 @@
 "Rules: silent on a healthy record, they name the planted fault, where and since when, and are skipped without what they need."
 import numpy as np
 import pytest
-from planted import FAULTS, PerCall, Planted
+from planted import BINS, FAULTS, PerCall, Planted
 
 from fastgradstats import diagnose
 from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
@@ -178,6 +178,19 @@ def test_a_small_step_is_judged_against_where_adamw_settles():
     assert adamw(1e-7, 1e-6, wd=.01, decoupled=True)
 
 # --- through time ----------------------------------------------------------------------------------------------------
+def test_half_precision_that_lets_only_the_last_layer_through():
+    "Every gradient but the head's is exactly zero, and what the head gets is just above the smallest number."
+    def gone(edge):
+        p = Planted().starve()
+        p.v['grad', 'frac_zero'][:, :-1] = 1.
+        h = p.v['grad', 'hist']; h[:] = 0.; h[:, :-1, 194] = 1000.
+        size = np.maximum(np.abs(BINS.edges[:-1]), np.abs(BINS.edges[1:]))
+        h[:, -1, 1 + int(np.abs(np.log2(size) - np.log2(edge)).argmin())] = 1000.
+        return diagnose(p.record()).findings[0]
+    found = gone(2. ** -22)
+    assert found.rule == 'fp16_underflow' and len(found.layers) == Planted().layers - 1 and 'just above 6e-8' in found.evidence
+    assert gone(2. ** -10).rule != 'fp16_underflow'
+
 def test_a_rule_that_a_record_is_not_about_is_neither_checked_nor_skipped():
     rep = diagnose(Planted().record())
     assert 'vanishing_through_time' not in rep.checked and not rep.skipped
