@@ -19,8 +19,10 @@ from torch import nn
 from fastgradstats.data import digits
 
 ITERS  = 120
-TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf')
-UNSEEN = ('gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg', 'emb')
+TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf', 'gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg',
+          'emb')
+UNSEEN = ('dense', 'unet', 'next', 'se', 'text', 'tagger', 'seq', 'glu', 'collab', 'fastab', 'high', 'graph', 'sets',
+          'vae')
 
 
 class Kit(NamedTuple):
@@ -103,6 +105,34 @@ def bigrams(n=16, vocab=20):
     t = torch.tensor(s)
     x, y = t[:-1].unfold(0, n, n)[:2400], t[1:].unfold(0, n, n)[:2400]
     return (x[:2000], y[:2000]), (x[2000:], y[2000:])
+
+
+@cache
+def waves(n=48):
+    "2,000 noisy waves of two channels: five classes are five frequencies, the phase is anyone's."
+    g = torch.Generator().manual_seed(5)
+    y = torch.randint(0, 5, (2400,), generator=g)
+    t = torch.arange(n) / n
+    p = torch.rand(2400, 2, 1, generator=g)
+    x = torch.sin(2 * torch.pi * ((2 + y)[:, None, None] * t + p)) + .4 * torch.randn(2400, 2, n, generator=g)
+    return (x[:2000], y[:2000]), (x[2000:], y[2000:])
+
+@cache
+def categories(card=40, noise=0.):
+    "2,000 rows of one category and six numbers: each category has its own answer among four, the numbers shift it."
+    g = torch.Generator().manual_seed(6)
+    k = torch.randint(0, card, (2400,), generator=g)
+    x = torch.randn(2400, 6, generator=g)
+    w = torch.randn(card, 4, generator=g) * 2, torch.randn(6, 4, generator=g) * .7
+    y = (w[0][k] + x @ w[1]).argmax(1)
+    y = torch.where(torch.rand(2400, generator=g) < noise, torch.randint(0, 4, (2400,), generator=g), y)
+    x = torch.cat([k[:, None].float(), x], 1)
+    return (x[:2000], y[:2000]), (x[2000:], y[2000:])
+
+def itself(data, noise=0.):
+    "The input is the target, with noise."
+    g = torch.Generator().manual_seed(7)
+    return tuple((x, x + noise * torch.randn(x.shape, generator=g)) for x, _ in data)
 
 
 # --- wrappers and initialisations ------------------------------------------------------------------------------------

@@ -1,191 +1,279 @@
-"The zoo's unseen half: no threshold was set on GRU, ViT, mixer, TCN, autoencoder, MobileNet, VGG, an embedding."
+"""The zoo's unseen half: no threshold was set on DenseNet, U-Net, ConvNeXt, squeeze-and-excite, VAE; TextCNN, tagger,
+seq2seq, gated language model; fastai's collaborative filtering and TabularModel, highway, graph net, deep sets."""
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
+import torch
+import torch.nn.functional as F
 from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam
 from torch import nn
-from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, case, cosine, images, kaiming, normal,
-                     raw, scaled, text, warm_up, xavier)
-from zoo_nets import Lora
-from zoo_unseen_nets import DEEP, GRU, Mixer, Rows, Separable, ViT, auto, categories, itself, mobile, tcn, vgg, waves
+from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
+                     normal, raw, scaled, table, text, warm_up, xavier)
+from zoo_unseen_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger,
+                             TextCNN, UNet, adult, collab, densenet, graphs, grey, highway, masks, points, ratings,
+                             reversals, senet, sentences, sets, tags, upside_down)
 
 MSE = nn.MSELoss
-def pixels(noise=0.): return itself(images(True), noise)
-def shifted(x):       return 500 + 100 * x
-def coarse(x):        return x * x.new_tensor([1.] + [1000.] * 6)     # the category stays, the numbers are not scaled
+def millimetres(x):  return 3000 + 1000 * x
+def dear(x):         return x * torch.logspace(0, 4, x.shape[1])      # each column in a unit of its own, up to 10,000
 
-# --- twins: sick and healthy differ by one line ----------------------------------------------------------------------
-@case('step_too_small')
-def gru_lr_1000th(sick):     return Kit(GRU(), text(), lr=1e-5 if sick else .01, opt=Adam)
+@cache
+def learnt(make):
+    "The weights of a net that has learnt the digits upside down, always the same."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        m   = make()
+        opt = torch.optim.Adam(m.parameters(), .005)
+        for x, y in zip(*(t.split(100) * 6 for t in upside_down()[0])):
+            F.cross_entropy(m(x), y).backward()
+            opt.step(); opt.zero_grad()
+    return m.state_dict()
+
+def pretrained(make):
+    "That net with a new head."
+    m = make()
+    m[:-1].load_state_dict({k: v for k, v in learnt(make).items() if k in m[:-1].state_dict()})
+    return m
+
+# --- twins: images ---------------------------------------------------------------------------------------------------
 @case('step_too_large', 'exploding', 'non_finite', 'unstable')
-def gru_lr_100x(sick):       return Kit(GRU(), text(), lr=1. if sick else .01, opt=Adam)
-@case('double_softmax')
-def gru_softmax_twice(sick): return Kit(GRU(softmax=sick), text(), lr=.01, opt=Adam)
-@case('step_too_large', 'exploding', 'non_finite', 'unstable')
-def vit_lr_100x(sick):       return Kit(ViT(), images(), lr=.3 if sick else .003, opt=Adam)
-@case('step_too_small')
-def vit_lr_1000th(sick):     return Kit(ViT(), images(), lr=3e-6 if sick else .003, opt=Adam)
-@case('not_stepped', 'step_too_small')
-def vit_body_not_stepped(sick):
-    m = ViT()
-    return Kit(m, images(), lr=.003, opt=Adam, hidden=nn.ModuleList([m.patch, m.blocks, m.norm]) if sick else None)
-@case('bad_init')
-def mixer_zero_init(sick):   return Kit(normal(Mixer(), 0.) if sick else Mixer(), images(), lr=.1)
+def dense_lr_100x(sick):     return Kit(densenet(), images(), lr=20. if sick else .2)
 @case('not_zeroed')
-def mixer_no_zero_grad(sick): return Kit(Mixer(), images(), lr=.3, cbs=(KeepGrads(),) if sick else ())
-@case('fp16_underflow')
-def mixer_fp16_underflow(sick):
-    m = Mixer()
-    return Kit(InHalf(m) if sick else m, images(), lr=.1 * 2 ** 18, loss=Tiny())
-@case('input_scale')
-def tcn_unscaled(sick):      return Kit(kaiming(tcn()), scaled(waves(), shifted) if sick else waves(), lr=.05)
+def dense_no_zero_grad(sick): return Kit(densenet(), images(), lr=1., cbs=(KeepGrads(),) if sick else ())
 @case('bad_init', 'exploding', 'non_finite', 'step_too_large')
-def tcn_big_init(sick):
-    m = kaiming(tcn(8))
-    if sick: [c.weight.data.mul_(3.) for c in m if isinstance(c, nn.Conv1d)]
-    return Kit(m, waves(), lr=.05)
+def dense_big_init(sick):    return Kit(kaiming(densenet(norm=False), 3. if sick else 1.), images(), lr=.3, iters=240)
+@case('input_scale')
+def unet_input_255(sick):
+    return Kit(kaiming(UNet(norm=False)), scaled(masks(), raw) if sick else masks(), bs=50, lr=.1)
 @case('dead_units')
-def tcn_bias_minus10(sick):
-    m = kaiming(tcn())
-    if sick: [nn.init.constant_(c.bias, -10.) for c in m if isinstance(c, nn.Conv1d)]
-    return Kit(m, waves(), lr=.05)
-@case('step_too_small')
-def tcn_lr_1000th(sick):     return Kit(kaiming(tcn()), waves(), lr=5e-5 if sick else .05)
-@case('bad_init', 'starved', 'vanishing')
-def auto_small_init(sick):
-    m = auto(nn.Tanh, DEEP)
-    return Kit(normal(m, .01) if sick else xavier(m), pixels(), lr=1., loss=MSE())
-@case('vanishing', 'starved', 'bad_init')
-def auto_deep_sigmoid(sick):
-    return Kit(xavier(auto(nn.Sigmoid if sick else nn.Tanh, DEEP)), pixels(), lr=1., loss=MSE())
-@case('step_too_large', 'exploding', 'non_finite', 'unstable')
-def auto_lr_100x(sick):      return Kit(xavier(auto()), pixels(), lr=.3 if sick else .003, opt=Adam, loss=MSE())
-@case('saturated', 'bad_init')
-def auto_tanh_saturated(sick): return Kit(xavier(auto(nn.Tanh, DEEP), 12. if sick else 1.), pixels(), lr=1., loss=MSE())
-@case('not_zeroed')
-def mobile_no_zero_grad(sick): return Kit(mobile(), images(), lr=1., cbs=(KeepGrads(),) if sick else ())
-@case('double_softmax')
-def mobile_softmax_twice(sick):
-    return Kit(nn.Sequential(mobile(), *([nn.Softmax(1)] if sick else [])), images(), lr=.2)
-@case('not_stepped', 'step_too_small')
-def mobile_body_not_stepped(sick):
-    m = mobile()
-    return Kit(m, images(), lr=.2, hidden=m[:6] if sick else None)
-@case('vanishing', 'starved', 'bad_init')
-def vgg_deep_plain(sick):    return Kit(vgg(((8, 2), (8, 18)), norm=not sick), images(), lr=.05)
-@case('input_scale')
-def vgg_input_255(sick):     return Kit(kaiming(vgg(norm=False)), scaled(images(), raw) if sick else images(), lr=.05)
-@case('step_too_large', 'exploding', 'non_finite', 'unstable')
-def vgg_lr_100x(sick):       return Kit(vgg(), images(), lr=10. if sick else .1)
+def unet_bias_minus10(sick):
+    m = kaiming(UNet(norm=False))
+    if sick: [nn.init.constant_(c.bias, -10.) for c in m.modules() if isinstance(c, nn.Conv2d)]
+    return Kit(m, masks(), bs=50, lr=.1)
 @case('step_too_large', 'dead_units', 'exploding', 'non_finite')
-def vgg_lr_spike(sick):
-    return Kit(kaiming(vgg(norm=False)), images(), lr=.05, cbs=(Spike(50, 300.),) if sick else ())
-@case('input_scale')
-def emb_unscaled(sick):      return Kit(kaiming(Rows()), scaled(categories(), coarse) if sick else categories(), lr=.2)
+def unet_lr_spike(sick):
+    return Kit(kaiming(UNet(norm=False)), masks(), bs=50, lr=.1, cbs=(Spike(50, 300.),) if sick else ())
+@case('double_softmax')
+def unet_softmax_twice(sick): return Kit(UNet(softmax=sick), masks(), bs=50, lr=.1)
 @case('step_too_small')
-def emb_lr_1000th(sick):     return Kit(kaiming(Rows()), categories(), lr=1e-5 if sick else .01, opt=Adam)
+def next_lr_1000th(sick):    return Kit(ConvNext(), images(), lr=1e-5 if sick else .01, opt=Adam)
+@case('not_stepped', 'step_too_small')
+def next_body_not_stepped(sick):
+    m = ConvNext()
+    return Kit(m, images(), lr=.01, opt=Adam, hidden=nn.ModuleList([m.stem, m.blocks, m.norm]) if sick else None)
+@case('not_stepped', 'step_too_small')
+def se_body_not_stepped(sick):
+    m = senet()
+    return Kit(m, images(), lr=.2, hidden=m[:12] if sick else None)
+@case('step_too_large', 'exploding', 'non_finite', 'unstable')
+def se_lr_100x(sick):        return Kit(senet(), images(), lr=.5 if sick else .005, opt=Adam)
+@case('step_too_small')
+def vae_lr_1000th(sick):     return Kit(VAE(), grey(), lr=1e-5 if sick else .01, opt=Adam, loss=ELBO(), iters=200)
+@case('bad_init', 'exploding', 'non_finite', 'step_too_large')
+def vae_big_init(sick):
+    return Kit(kaiming(VAE(), 3. if sick else 1.), grey(), lr=.01, opt=Adam, loss=ELBO(), iters=200)
+# --- twins: words ----------------------------------------------------------------------------------------------------
+@case('double_softmax')
+def text_softmax_twice(sick):
+    return Kit(nn.Sequential(TextCNN(), *([nn.Softmax(1)] if sick else [])), sentences(), lr=.005, opt=Adam)
+@case('dead_units')
+def text_bias_minus10(sick):
+    m = TextCNN()
+    if sick: [nn.init.constant_(c.bias, -10.) for c in m.convs]
+    return Kit(m, sentences(), lr=.005, opt=Adam)
+@case('step_too_small')
+def tagger_lr_1000th(sick):  return Kit(Tagger(), tags(), lr=1e-5 if sick else .01, opt=Adam)
+@case('starved', 'bad_init', 'vanishing')
+def tagger_small_init(sick): return Kit(normal(Tagger(), .001) if sick else Tagger(), tags(), lr=1.)
+@case('step_too_large', 'exploding', 'non_finite', 'unstable')
+def seq_lr_100x(sick):       return Kit(Seq2Seq(), reversals(), lr=1. if sick else .01, opt=Adam, iters=200)
+@case('not_zeroed')
+def seq_no_zero_grad(sick):
+    return Kit(Seq2Seq(), reversals(), lr=.01, opt=Adam, iters=200, cbs=(KeepGrads(),) if sick else ())
+@case('step_too_large', 'exploding', 'non_finite', 'unstable')
+def glu_lr_100x(sick):       return Kit(GatedLM(), text(), lr=1. if sick else .01, opt=Adam)
+# --- twins: tables, graphs, sets -------------------------------------------------------------------------------------
+@case('step_too_large', 'exploding', 'non_finite', 'unstable')
+def collab_lr_100x(sick):    return Kit(collab(), ratings(), lr=2. if sick else .02, opt=Adam, loss=MSE(), iters=200)
+@case('step_too_small')
+def collab_lr_1000th(sick):  return Kit(collab(), ratings(), lr=5e-5 if sick else .05, opt=Adam, loss=MSE(), iters=200)
+@case('bad_init')
+def collab_zero_init(sick):
+    m = collab()
+    if sick: normal(m, 0.)
+    return Kit(m, ratings(), lr=.05, opt=Adam, loss=MSE(), iters=300)
+@case('step_too_small')
+def fastab_lr_1000th(sick):  return Kit(Tabular(), adult(), lr=1e-5 if sick else .01, opt=Adam)
+@case('not_zeroed')
+def fastab_no_zero_grad(sick): return Kit(Tabular(), adult(), lr=.5, cbs=(KeepGrads(),) if sick else ())
+@case('input_scale')
+def high_unscaled(sick):
+    return Kit(highway(4, n_in=12, n_out=1), scaled(table(), dear) if sick else table(), lr=.1, loss=MSE(), iters=200)
+@case('vanishing', 'starved', 'bad_init')
+def high_plain(sick):        return Kit(highway(16, gated=not sick), images(True), lr=.3)
+@case('bad_init')
+def high_zero_init(sick):    return Kit(normal(highway(), 0.) if sick else highway(), images(True), lr=.3)
+@case('fp16_underflow')
+def high_fp16_underflow(sick):
+    m = highway()
+    return Kit(InHalf(m) if sick else m, images(True), bs=200, lr=.2 * 2 ** 18, loss=Tiny(), iters=200)
+@case('vanishing', 'starved', 'bad_init')
+def graph_deep_sigmoid(sick):
+    return Kit(xavier(GraphNet(depth=5, act=nn.Sigmoid if sick else nn.Tanh)), graphs(), lr=.2)
+@case('double_softmax')
+def graph_softmax_twice(sick): return Kit(GraphNet(softmax=sick), graphs(), lr=.01, opt=Adam)
+@case('fp16_underflow')
+def graph_fp16_underflow(sick):
+    m = kaiming(GraphNet())
+    return Kit(InHalf(m) if sick else m, graphs(), lr=.2 * 2 ** 18, loss=Tiny())
+@case('step_too_large', 'dead_units', 'exploding', 'non_finite')
+def graph_lr_spike(sick):    return Kit(kaiming(GraphNet()), graphs(), lr=.2, cbs=(Spike(60, 300.),) if sick else ())
+@case('input_scale')
+def sets_unscaled(sick):
+    return Kit(kaiming(sets()), scaled(points(), millimetres) if sick else points(), lr=.1)
+@case('bad_init', 'starved', 'vanishing')
+def sets_small_init(sick):   return Kit(normal(sets(), .01) if sick else kaiming(sets()), points(), lr=.1)
+@case('saturated', 'bad_init')
+def sets_tanh_saturated(sick): return Kit(xavier(sets(nn.Tanh), 12. if sick else 1.), points(), lr=.005, opt=Adam)
+@case('step_too_large', 'exploding', 'non_finite', 'unstable')
+def sets_lr_100x(sick):      return Kit(kaiming(sets()), points(), lr=.5 if sick else .005, opt=Adam)
 
 # --- twins: the fault sits in one layer ------------------------------------------------------------------------------
+@case('dead_units', guilty='1', site='2')
+def dense_stem_dead(sick):
+    m = densenet()
+    if sick: nn.init.constant_(m[1].bias, -10.)
+    return Kit(m, images(), lr=.2)
+@case('dead_units', guilty='up1.2', site='up1.3')
+def unet_last_dead(sick):
+    m = kaiming(UNet(norm=False))
+    if sick: nn.init.constant_(m.up1[2].bias, -10.)
+    return Kit(m, masks(), bs=50, lr=.1)
+@case('dead_units', guilty='4', site='5')
+def sets_one_dead(sick):
+    m = kaiming(sets())
+    if sick: nn.init.constant_(m[4].bias, -10.)
+    return Kit(m, points(), lr=.1)
+@case('bad_init', guilty='convs.1', site='acts.1')
+def graph_one_zero(sick):
+    m = kaiming(GraphNet())
+    if sick: nn.init.zeros_(m.convs[1].weight)
+    return Kit(m, graphs(), lr=.2)
+@case('bad_init', guilty='fc', site='act2')
+def text_one_zero(sick):
+    m = kaiming(TextCNN())
+    if sick: nn.init.zeros_(m.fc.weight)
+    return Kit(m, sentences(), lr=.005, opt=Adam)
+@case('bad_init', guilty='model.layers.0.0', site='model.layers.0.1')
+def fastab_one_zero(sick):
+    m = Tabular()
+    if sick: nn.init.zeros_(m.model.layers[0][0].weight)
+    return Kit(m, adult(), lr=.01, opt=Adam)
+@case('saturated', 'bad_init', guilty='2', site='3')
+def sets_one_saturated(sick):
+    m = xavier(sets(nn.Tanh))
+    if sick: nn.init.constant_(m[2].bias, 10.)
+    return Kit(m, points(), lr=.005, opt=Adam)
+@case('saturated', 'bad_init', guilty='mix', site='act')
+def seq_mix_saturated(sick):
+    m = Seq2Seq()
+    if sick: nn.init.constant_(m.mix.bias, 10.)
+    return Kit(m, reversals(), lr=.01, opt=Adam, iters=200)
 @case('bad_init', 'exploding', 'step_too_large', guilty='head')
-def gru_head_big(sick):
-    m = GRU()
+def glu_head_big(sick):
+    m = GatedLM()
     if sick: m.head.weight.data.mul_(300.)
     return Kit(m, text(), lr=.01, opt=Adam)
-@case('not_stepped', 'step_too_small', guilty='head')
-def vit_head_not_stepped(sick):
-    m = ViT(); nn.init.zeros_(m.head.weight)
-    return Kit(m, images(), lr=.003, opt=Adam, hidden=m.head if sick else None)
-@case('dead_units', guilty='4', site='5')
-def tcn_one_dead(sick):
-    m = kaiming(tcn())
-    if sick: nn.init.constant_(m[4].bias, -10.)
-    return Kit(m, waves(), lr=.05)
-@case('bad_init', guilty='6', site='7')
-def tcn_one_zero(sick):
-    m = kaiming(tcn())
-    if sick: nn.init.zeros_(m[6].weight)
-    return Kit(m, waves(), lr=.05)
-@case('saturated', 'bad_init', guilty='2', site='3')
-def auto_neck_saturated(sick):
-    m = xavier(auto(nn.Tanh))
-    if sick: nn.init.constant_(m[2].bias, 10.)
-    return Kit(m, pixels(), lr=1., loss=MSE())
-@case('bad_init', 'exploding', 'step_too_large', 'non_finite', guilty='4', site='5')
-def auto_one_big(sick):
-    m = xavier(auto())
-    if sick: m[4].weight.data.mul_(100.)
-    return Kit(m, pixels(), lr=2., loss=MSE())
-@case('dead_units', guilty='4.norm2', site='4.act2')
-def mobile_one_dead(sick):
-    m = mobile()
-    if sick: nn.init.constant_(m[4].norm2.bias, -10.)
-    return Kit(m, images(), lr=.2)
-@case('bad_init', guilty='2', site='3')
-def vgg_one_zero(sick):
-    m = kaiming(vgg(norm=False))
-    if sick: nn.init.zeros_(m[2].weight)
-    return Kit(m, images(), lr=.05)
-@case('dead_units', guilty='7', site='8')
-def vgg_one_dead(sick):
-    m = kaiming(vgg(norm=False))
-    if sick: nn.init.constant_(m[7].bias, -20.)
-    return Kit(m, images(), lr=.05)
+@case('bad_init', 'exploding', 'step_too_large', 'non_finite', guilty='enc2')
+def vae_code_big(sick):
+    m = VAE()
+    if sick: m.enc2.weight.data.mul_(100.)
+    return Kit(m, grey(), lr=.01, opt=Adam, loss=ELBO(), iters=200)
+@case('bad_init', 'exploding', 'step_too_large', 'non_finite', guilty='convs.1', site='acts.1')
+def graph_one_big(sick):
+    m = kaiming(GraphNet())
+    if sick: m.convs[1].weight.data.mul_(100.)
+    return Kit(m, graphs(), lr=.1)
+@case('bad_init', 'exploding', 'step_too_large', guilty='head')
+def next_head_big(sick):
+    m = ConvNext()
+    if sick: m.head.weight.data.mul_(300.)
+    return Kit(m, images(), lr=.01, opt=Adam)
+@case('not_stepped', 'step_too_small', guilty='14')
+def se_head_not_stepped(sick):
+    m = senet(); nn.init.zeros_(m[14].weight)
+    return Kit(m, images(), lr=.5, hidden=m[14] if sick else None)
+@case('not_stepped', 'step_too_small', guilty='i_weight')
+def collab_items_not_stepped(sick):
+    m = collab()
+    return Kit(m, ratings(), lr=.05, opt=Adam, loss=MSE(), iters=200, hidden=m.i_weight if sick else None)
 @case('not_stepped', 'step_too_small', guilty='emb')
-def emb_not_stepped(sick):
-    m = kaiming(Rows()); nn.init.normal_(m.emb.weight, std=.01)
-    return Kit(m, categories(), lr=.01, opt=Adam, hidden=m.emb if sick else None)
-@case('bad_init', 'exploding', 'step_too_large', 'non_finite', guilty='body.2', site='body.3')
-def emb_one_big(sick):
-    m = kaiming(Rows())
-    if sick: m.body[2].weight.data.mul_(100.)
-    return Kit(m, categories(), lr=.1)
+def text_emb_not_stepped(sick):
+    m = TextCNN(); nn.init.normal_(m.emb.weight, std=.01)
+    return Kit(m, sentences(), lr=.005, opt=Adam, hidden=m.emb if sick else None)
 
 # --- healthy runs that fool naive rules ------------------------------------------------------------------------------
 @case()
-def gru_warm_up(sick):       return Kit(GRU(), text(), lr=.01, opt=Adam, cbs=(warm_up(.01),))
+def dense_plus_100(sick):    return Kit(densenet(), images(), lr=.5, loss=Plus100())
 @case()
-def gru_clipped(sick):       return Kit(GRU(), text(), lr=2., cbs=(GradientClip(.2),))
+def dense_zero_head(sick):
+    m = densenet(); normal(m[-1], 0.)
+    return Kit(m, images(), lr=.5)
 @case()
-def vit_zero_head(sick):
-    m = ViT(); nn.init.zeros_(m.head.weight)
-    return Kit(m, images(), lr=.003, opt=Adam)
+def dense_fine_tuned(sick):  return Kit(pretrained(densenet), images(), lr=.05)
 @case()
-def mixer_lora(sick):
-    m = Mixer()
-    for b in m.blocks: b.up2, b.down2 = Lora(b.up2), Lora(b.down2)
-    return Kit(m, images(), lr=.004, opt=Adam)
+def se_frozen_body(sick):
+    m = pretrained(senet); m[:12].requires_grad_(False)
+    return Kit(m, images(), lr=.5)
 @case()
-def mixer_smoothed(sick):    return Kit(Mixer(), images(), lr=.004, opt=Adam, loss=Smooth(), iters=300)
+def se_adamw(sick):
+    return Kit(senet(), images(), lr=.005, opt=partial(Adam, decouple_wd=True), wd=.1, iters=200)
 @case()
-def mixer_cosine(sick):      return Kit(Mixer(), images(), lr=.004, opt=Adam, cbs=(cosine(.004),), iters=200)
+def se_silu_dropout(sick):   return Kit(senet(act=nn.SiLU, drop=.5), images(), lr=.2)
 @case()
-def tcn_plus_100(sick):      return Kit(kaiming(tcn()), waves(), lr=.05, loss=Plus100())
+def unet_cosine(sick):       return Kit(UNet(), masks(), bs=50, lr=.3, cbs=(cosine(.3),), iters=200)
 @case()
-def tcn_tiny_batch(sick):    return Kit(kaiming(tcn()), waves(), lr=.01, bs=4, iters=300)
+def unet_rare_ink(sick):     return Kit(UNet(), masks(2.7), bs=50, lr=.3, iters=200)
 @case()
-def tcn_converged(sick):     return Kit(kaiming(tcn()), waves(), lr=.01, opt=Adam, iters=300)
+def next_zero_gamma(sick):   return Kit(ConvNext(gamma=1e-6), images(), lr=.01, opt=Adam)
 @case()
-def auto_noise(sick):        return Kit(xavier(auto()), pixels(1.5), lr=.003, opt=Adam, loss=MSE(), iters=200)
+def next_warm_up(sick):      return Kit(ConvNext(), images(), lr=.01, opt=Adam, cbs=(warm_up(.01),))
 @case()
-def auto_adam_deep(sick):    return Kit(auto(nn.Tanh, DEEP), pixels(), lr=.003, opt=Adam, loss=MSE())
+def vae_adam(sick):          return Kit(VAE(), grey(), lr=.002, opt=Adam, loss=ELBO(), iters=300)
 @case()
-def mobile_zero_gamma(sick):
-    m = mobile()
-    for b in m:
-        if isinstance(b, Separable) and b.short: nn.init.zeros_(b.norm2.weight)
-    return Kit(m, images(), lr=.2)
+def text_smoothed(sick):     return Kit(TextCNN(), sentences(), lr=.01, opt=Adam, loss=Smooth(), iters=300)
 @case()
-def mobile_adamw(sick):
-    return Kit(mobile(), images(), lr=.005, opt=partial(Adam, decouple_wd=True), wd=.1, iters=200)
+def text_dropout(sick):      return Kit(TextCNN(drop=.5), sentences(), lr=.005, opt=Adam)
 @case()
-def vgg_dropout(sick):       return Kit(vgg(drop=.5), images(), lr=.1)
+def text_rare_words(sick):
+    return Kit(TextCNN(3000), sentences(vocab=3000), lr=.005, opt=Adam)
 @case()
-def vgg_frozen_body(sick):
-    m = vgg(); m[:7].requires_grad_(False)
-    return Kit(m, images(), lr=.1)
+def tagger_clipped(sick):    return Kit(Tagger(), tags(), lr=2., cbs=(GradientClip(.2),))
 @case()
-def emb_rare(sick):          return Kit(kaiming(Rows(1500)), categories(), lr=.01, opt=Adam)
+def tagger_noisy_tags(sick): return Kit(Tagger(), tags(noise=.4), lr=.01, opt=Adam, iters=200)
 @case()
-def emb_noisy_labels(sick):  return Kit(kaiming(Rows()), categories(noise=.4), lr=.01, opt=Adam)
+def seq_converged(sick):     return Kit(Seq2Seq(), reversals(), lr=.01, opt=Adam, iters=400)
+@case()
+def glu_bigram(sick):        return Kit(GatedLM(20), bigrams(), lr=.01, opt=Adam, iters=200)
+@case()
+def collab_noise(sick):      return Kit(collab(), ratings(noise=1.), lr=.02, opt=Adam, loss=MSE(), iters=200, wd=.1)
+@case()
+def collab_rare(sick):
+    return Kit(collab(1200, 50), ratings(1200, 50), lr=.05, opt=Adam, loss=MSE(), iters=400)
+@case()
+def fastab_weight_decay(sick): return Kit(Tabular(), adult(), lr=.01, opt=Adam, wd=.1, iters=200)
+@case()
+def fastab_negative(sick):
+    return Kit(Tabular(n_out=2), adult(number=True), lr=.01, opt=Adam, loss=GaussNLL(), iters=200)
+@case()
+def high_carried(sick):      return Kit(highway(12, bias=-4.), images(True), lr=.2)
+@case()
+def high_adam_deep(sick):    return Kit(highway(12), images(True), lr=.003, opt=Adam)
+@case()
+def graph_noisy_labels(sick): return Kit(kaiming(GraphNet()), graphs(noise=.4), lr=.01, opt=Adam, iters=200)
+@case()
+def sets_tiny_batch(sick):   return Kit(kaiming(sets()), points(), lr=.02, bs=4, iters=400)
+@case()
+def sets_gelu(sick):         return Kit(sets(nn.GELU), points(), lr=.005, opt=Adam)

@@ -4,130 +4,318 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+import torch.nn.functional as F
+from fastai.collab import EmbeddingDotBias
+from fastai.tabular.model import TabularModel
 from torch import nn
+from zoo_kit import images
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
-@cache
-def waves(n=48):
-    "2,000 noisy waves of two channels: five classes are five frequencies, the phase is anyone's."
-    g = torch.Generator().manual_seed(5)
-    y = torch.randint(0, 5, (2400,), generator=g)
-    t = torch.arange(n) / n
-    p = torch.rand(2400, 2, 1, generator=g)
-    x = torch.sin(2 * torch.pi * ((2 + y)[:, None, None] * t + p)) + .4 * torch.randn(2400, 2, n, generator=g)
-    return (x[:2000], y[:2000]), (x[2000:], y[2000:])
+def split(x, y): return (x[:2000], y[:2000]), (x[2000:], y[2000:])
 
 @cache
-def categories(card=40, noise=0.):
-    "2,000 rows of one category and six numbers: each category has its own answer among four, the numbers shift it."
-    g = torch.Generator().manual_seed(6)
-    k = torch.randint(0, card, (2400,), generator=g)
-    x = torch.randn(2400, 6, generator=g)
-    w = torch.randn(card, 4, generator=g) * 2, torch.randn(6, 4, generator=g) * .7
-    y = (w[0][k] + x @ w[1]).argmax(1)
+def masks(level=.8):
+    "Digits under noise, 16 x 16; which of the pixels are ink, or above `level` the thickest of it?"
+    g   = torch.Generator().manual_seed(8)
+    pad = lambda x: F.pad(x, (1, 1, 1, 1), value=float(x.min()))
+    return tuple((pad(x) + .7 * torch.randn(len(x), 1, 16, 16, generator=g), (pad(x)[:, 0] > level).long())
+                 for x, _ in images())
+
+@cache
+def upside_down():
+    "What a body was pretrained on: the digits turned by half a circle."
+    return tuple((x.flip(2, 3), y) for x, y in images())
+
+@cache
+def sentences(n=24, vocab=300):
+    "Words of which the common are common: each of four topics has 10 words of its own, a sentence has some of one."
+    g = torch.Generator().manual_seed(9)
+    y = torch.randint(0, 4, (2400,), generator=g)
+    x = 40 + torch.multinomial(1 / torch.arange(1., vocab - 39), 2400 * n, True, generator=g).view(2400, n)
+    own = y[:, None] * 10 + torch.randint(0, 10, (2400, n), generator=g)
+    return split(torch.where(torch.rand(2400, n, generator=g) < .12, own, x), y)
+
+@cache
+def tags(n=16, vocab=60, noise=0.):
+    "Words and their parts of speech, four; of every second word the part is that of the word behind it."
+    g = torch.Generator().manual_seed(10)
+    x = torch.randint(0, vocab, (2400, n + 1), generator=g)
+    y = torch.where(x[:, :-1] % 2 == 0, x[:, :-1] // 2 % 4, x[:, 1:] // 2 % 4)
+    y = torch.where(torch.rand(y.shape, generator=g) < noise, torch.randint(0, 4, y.shape, generator=g), y)
+    return split(x[:, :-1], y)
+
+@cache
+def reversals(n=6, vocab=10):
+    "A sequence of numbers, then the target's numbers so far (a start token is 0); the target is its reversal."
+    g = torch.Generator().manual_seed(11)
+    s = torch.randint(1, vocab, (2400, n), generator=g)
+    y = s.flip(1)
+    return split(torch.cat([s, torch.zeros(2400, 1, dtype=torch.long), y[:, :-1]], 1), y)
+
+@cache
+def ratings(users=80, items=50, noise=.2):
+    "3,000 ratings from 1 to 5 of items by users."
+    g = torch.Generator().manual_seed(12)
+    k = torch.randperm(users * items, generator=g)[:3400]
+    u, i = k // items, k % items
+    a, b = torch.randn(users, 3, generator=g), torch.randn(items, 3, generator=g)
+    y = 3 + .5 * (torch.randn(users, generator=g)[u] + torch.randn(items, generator=g)[i]) + .6 * (a[u] * b[i]).sum(1)
+    y = (y + noise * torch.randn(3400, generator=g)).clamp(1, 5)
+    x = torch.stack([u, i], 1)
+    return (x[:3000], y[:3000]), (x[3000:], y[3000:])
+
+CARDS = (30, 12, 6)
+
+@cache
+def adult(cards=CARDS, number=False):
+    "Three categories and five numbers: which third of the incomes, or the income itself in a large unit."
+    g = torch.Generator().manual_seed(13)
+    k = torch.stack([torch.randint(0, c, (2400,), generator=g) for c in cards], 1)
+    x = torch.randn(2400, 5, generator=g)
+    s = sum(torch.randn(c, generator=g)[k[:, i]] for i, c in enumerate(cards)) + x[:, 0] * x[:, 1] + x[:, 2].abs() - .8
+    third = torch.bucketize(s, s.quantile(torch.tensor([.33, .67])))
+    y = .1 * s[:, None] + .01 * torch.randn(2400, 1, generator=g) if number else third
+    return split(torch.cat([k.float(), x], 1), y)
+
+@cache
+def graphs(n=12, noise=0.):
+    "Adjacency beside four features of each node: a ring, a star, two cliques or two parties, with some wrong edges?"
+    g = torch.Generator().manual_seed(14)
+    i = torch.arange(n)
+    ring    = ((i[:, None] - i).abs() % (n - 2)).eq(1)
+    star    = (i[:, None] == 0) ^ (i == 0)
+    cliques = ((i[:, None] < n // 2) == (i < n // 2)) & (i[:, None] != i)
+    parties = (i[:, None] < n // 3) ^ (i < n // 3)
+    y = torch.randint(0, 4, (2400,), generator=g)
+    a = torch.stack([ring, star, cliques, parties])[y]
+    a = a ^ (torch.rand(2400, n, n, generator=g) < .05).triu(1)
+    a = a.triu(1).float()
+    a = a + a.transpose(1, 2)
+    deg = a.sum(2, keepdim=True)
+    f = torch.cat([deg / 4 - 1, torch.randn(2400, n, 3, generator=g)], 2)
     y = torch.where(torch.rand(2400, generator=g) < noise, torch.randint(0, 4, (2400,), generator=g), y)
-    x = torch.cat([k[:, None].float(), x], 1)
-    return (x[:2000], y[:2000]), (x[2000:], y[2000:])
+    return split(torch.cat([a, f], 2), y)
 
-def itself(data, noise=0.):
-    "The input is the target, with noise."
-    g = torch.Generator().manual_seed(7)
-    return tuple((x, x + noise * torch.randn(x.shape, generator=g)) for x, _ in data)
+@cache
+def points(n=32):
+    "Points in the plane, turned by any angle: on a ring, a square's edge, a cross, or in a disc."
+    g = torch.Generator().manual_seed(15)
+    y = torch.randint(0, 4, (2400,), generator=g)
+    t, u = torch.rand(2400, n, generator=g) * 2 * torch.pi, 2 * torch.rand(2400, n, generator=g) - 1
+    ring  = torch.stack([t.cos(), t.sin()], 2)
+    sides = torch.where((t < torch.pi)[..., None], torch.stack([u, (t * 2).sin().sign()], 2),
+                        torch.stack([(t * 2).sin().sign(), u], 2))
+    cross = torch.where((t < torch.pi)[..., None], torch.stack([u, 0 * u], 2), torch.stack([0 * u, u], 2)) * 1.4
+    disc  = ring * u.abs().sqrt()[..., None] * 1.4
+    x = torch.stack([ring, sides, cross, disc], 1)[torch.arange(2400), y]
+    w = torch.rand(2400, generator=g) * 2 * torch.pi
+    turn = torch.stack([torch.stack([w.cos(), -w.sin()], 1), torch.stack([w.sin(), w.cos()], 1)], 1)
+    return split(x @ turn + .05 * torch.randn(2400, n, 2, generator=g), y)
+
+@cache
+def grey():
+    "Digits with pixels from 0 to 1 that are their own target."
+    return tuple(((x - x.min()) / (x.max() - x.min()),) * 2 for x, _ in images(True))
 
 
-# --- nets ------------------------------------------------------------------------------------------------------------
-class GRU(nn.Module):
-    "Characters in, characters out."
-    def __init__(self, vocab=100, d=16, hidden=32, softmax=False):
+# --- nets for images -------------------------------------------------------------------------------------------------
+class Grow(nn.Module):
+    "A dense layer: what came in, and `k` more channels."
+    def __init__(self, c, k, norm):
         super().__init__()
-        self.tok, self.rnn = nn.Embedding(vocab, d), nn.GRU(d, hidden, batch_first=True)
-        self.head, self.softmax = nn.Linear(hidden, vocab), softmax
-    def forward(self, x):
-        x = self.head(self.rnn(self.tok(x))[0])
-        return (x.softmax(-1) if self.softmax else x).transpose(1, 2)
+        self.norm = nn.BatchNorm2d(c) if norm else nn.Identity()
+        self.act, self.conv = nn.ReLU(), nn.Conv2d(c, k, 3, padding=1)
+    def forward(self, x): return torch.cat([x, self.conv(self.act(self.norm(x)))], 1)
 
-class ViT(nn.Module):
-    "16 patches of a digit, two encoder layers, the mean."
-    def __init__(self, d=32, depth=2):
-        super().__init__()
-        self.patch, self.pos = nn.Conv2d(1, d, 3, stride=3), nn.Parameter(.02 * torch.randn(16, d))
-        make = lambda: nn.TransformerEncoderLayer(d, 2, 2 * d, 0., 'gelu', batch_first=True, norm_first=True)
-        self.blocks = nn.Sequential(*[make() for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, 10)
-    def forward(self, x):
-        x = self.patch(x).flatten(2).transpose(1, 2) + self.pos
-        return self.head(self.norm(self.blocks(x)).mean(1))
+def densenet(c=8, k=6, n=2, norm=True):
+    make = nn.BatchNorm2d if norm else (lambda c: nn.Identity())
+    stem = [nn.Conv2d(1, c, 3, 2, 1), make(c), nn.ReLU()]
+    d    = c + n * k
+    half = [make(d), nn.ReLU(), nn.Conv2d(d, d // 2, 1), nn.AvgPool2d(2, ceil_mode=True)]
+    e    = d // 2 + n * k
+    ends = [make(e), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(e, 10)]
+    return nn.Sequential(*stem, *[Grow(c + i * k, k, norm) for i in range(n)], *half,
+                         *[Grow(d // 2 + i * k, k, norm) for i in range(n)], *ends)
 
-class Mix(nn.Module):
-    def __init__(self, n, d):
-        super().__init__()
-        self.norm1, self.up1, self.act1 = nn.LayerNorm(d), nn.Linear(n, 2 * n), nn.GELU()
-        self.down1 = nn.Linear(2 * n, n)
-        self.norm2, self.up2, self.act2 = nn.LayerNorm(d), nn.Linear(d, 2 * d), nn.GELU()
-        self.down2 = nn.Linear(2 * d, d)
-    def forward(self, x):
-        x = x + self.down1(self.act1(self.up1(self.norm1(x).transpose(1, 2)))).transpose(1, 2)
-        return x + self.down2(self.act2(self.up2(self.norm2(x))))
-
-class Mixer(nn.Module):
-    "An MLP over the patches and one over the channels, in turns."
-    def __init__(self, d=24, depth=3):
-        super().__init__()
-        self.patch, self.blocks = nn.Conv2d(1, d, 3, stride=3), nn.Sequential(*[Mix(16, d) for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, 10)
-    def forward(self, x):
-        x = self.patch(x).flatten(2).transpose(1, 2)
-        return self.head(self.norm(self.blocks(x)).mean(1))
-
-def tcn(depth=4, c=16):
-    "Dilated convolutions over time."
-    layers, n = [], 2
-    for i in range(depth):
-        layers += [nn.Conv1d(n, c, 3, padding=2 ** (i % 4), dilation=2 ** (i % 4)), nn.ReLU()]
-        n = c
-    return nn.Sequential(*layers, nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(c, 5))
-
-def auto(act=nn.ReLU, widths=(196, 64, 16, 64, 196)):
-    "An autoencoder."
+def twice(a, b, norm):
     layers = []
-    for a, b in zip(widths, widths[1:]): layers += [nn.Linear(a, b), act()]
-    return nn.Sequential(*layers[:-1])
-DEEP = (196, 64, 48, 32, 16, 32, 48, 64, 196)
+    for c in (a, b): layers += [nn.Conv2d(c, b, 3, padding=1), *([nn.BatchNorm2d(b)] if norm else []), nn.ReLU()]
+    return nn.Sequential(*layers)
 
-class Separable(nn.Module):
-    "Depthwise, then pointwise; a shortcut where nothing changes its size."
-    def __init__(self, a, b, stride=1):
+class UNet(nn.Module):
+    "Down two times, up two times, with what was seen on the way down."
+    def __init__(self, c=4, norm=True, softmax=False):
         super().__init__()
-        self.deep = nn.Conv2d(a, a, 3, stride, 1, groups=a, bias=False)
-        self.norm1, self.act1 = nn.BatchNorm2d(a), nn.ReLU6()
-        self.point, self.norm2, self.act2 = nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU6()
-        self.short = a == b and stride == 1
+        self.down1, self.down2, self.deep = twice(1, c, norm), twice(c, 2 * c, norm), twice(2 * c, 4 * c, norm)
+        self.wide2, self.up2 = nn.ConvTranspose2d(4 * c, 2 * c, 2, 2), twice(4 * c, 2 * c, norm)
+        self.wide1, self.up1 = nn.ConvTranspose2d(2 * c, c, 2, 2), twice(2 * c, c, norm)
+        self.head, self.softmax = nn.Conv2d(c, 2, 1), softmax
     def forward(self, x):
-        y = self.norm2(self.point(self.act1(self.norm1(self.deep(x)))))
-        return self.act2(x + y if self.short else y)
+        a = self.down1(x)
+        b = self.down2(F.max_pool2d(a, 2))
+        x = self.up2(torch.cat([self.wide2(self.deep(F.max_pool2d(b, 2))), b], 1))
+        x = self.head(self.up1(torch.cat([self.wide1(x), a], 1)))
+        return x.softmax(1) if self.softmax else x
 
-def mobile(c=12):
-    stem = [nn.Conv2d(1, c, 3, 2, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU6()]
-    ends = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * c, 10)]
-    return nn.Sequential(*stem, Separable(c, c), Separable(c, 2 * c, 2), Separable(2 * c, 2 * c), *ends)
-
-def vgg(groups=((8, 2), (16, 2)), norm=True, drop=0.):
-    "Groups of 3 x 3 convolutions, each ends with max pooling."
-    layers, c = [], 1
-    for w, n in groups:
-        for _ in range(n):
-            layers += [nn.Conv2d(c, w, 3, padding=1), *([nn.BatchNorm2d(w)] if norm else []), nn.ReLU()]
-            c = w
-        layers.append(nn.MaxPool2d(2))
-    if drop: layers.append(nn.Dropout(drop))
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(c * 9, 10))
-
-class Rows(nn.Module):
-    "An embedding of the category beside the numbers, then an MLP."
-    def __init__(self, card=40, d=4, width=48):
+class NextBlock(nn.Module):
+    "Depthwise, norm, up, GELU, down, a learnt scale."
+    def __init__(self, d, gamma):
         super().__init__()
-        self.emb = nn.Embedding(card, d)
-        ends      = nn.Linear(d + 6, width), nn.Linear(width, width), nn.Linear(width, 4)
-        self.body = nn.Sequential(ends[0], nn.ReLU(), ends[1], nn.ReLU(), ends[2])
-    def forward(self, x): return self.body(torch.cat([self.emb(x[:, 0].long()), x[:, 1:]], 1))
+        self.deep, self.norm = nn.Conv2d(d, d, 3, padding=1, groups=d), nn.LayerNorm(d)
+        self.up, self.act, self.down = nn.Linear(d, 3 * d), nn.GELU(), nn.Linear(3 * d, d)
+        self.gamma = nn.Parameter(torch.full((d,), gamma))
+    def forward(self, x):
+        y = self.norm(self.deep(x).permute(0, 2, 3, 1))
+        return x + (self.gamma * self.down(self.act(self.up(y)))).permute(0, 3, 1, 2)
+
+class ConvNext(nn.Module):
+    def __init__(self, d=16, depth=2, gamma=.1):
+        super().__init__()
+        self.stem = nn.Conv2d(1, d, 2, 2)
+        self.blocks = nn.Sequential(*[NextBlock(d, gamma) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, 10)
+    def forward(self, x): return self.head(self.norm(self.blocks(self.stem(x)).mean((2, 3))))
+
+class Squeeze(nn.Module):
+    "Each channel weighed by what all of them say on average."
+    def __init__(self, c, r=4):
+        super().__init__()
+        self.fc1, self.act, self.fc2, self.gate = nn.Linear(c, c // r), nn.ReLU(), nn.Linear(c // r, c), nn.Sigmoid()
+    def forward(self, x): return x * self.gate(self.fc2(self.act(self.fc1(x.mean((2, 3))))))[..., None, None]
+
+def senet(widths=(12, 24, 24), act=nn.ReLU, drop=0.):
+    layers, c = [], 1
+    for i, w in enumerate(widths):
+        layers += [nn.Conv2d(c, w, 3, 2 if i < 2 else 1, 1), nn.BatchNorm2d(w), act(), Squeeze(w)]
+        c = w
+    if drop: layers.append(nn.Dropout(drop))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(c, 10))
+
+class VAE(nn.Module):
+    "Answers with the pixels' logits, the code's mean and its log variance side by side."
+    def __init__(self, code=6, width=64):
+        super().__init__()
+        self.enc1, self.act1, self.enc2 = nn.Linear(196, width), nn.ReLU(), nn.Linear(width, 2 * code)
+        self.dec1, self.act2, self.dec2 = nn.Linear(code, width), nn.ReLU(), nn.Linear(width, 196)
+    def forward(self, x):
+        mu, logvar = (q := self.enc2(self.act1(self.enc1(x)))).chunk(2, 1)
+        z = mu + torch.randn_like(mu) * (logvar / 2).exp()
+        return torch.cat([self.dec2(self.act2(self.dec1(z))), q], 1)
+
+class ELBO(nn.Module):
+    "What a pixel costs: cross-entropy and its share of a tenth of the code's divergence."
+    def forward(self, p, y):
+        p, mu, logvar = p[:, :196], *p[:, 196:].chunk(2, 1)
+        kl = (mu ** 2 + logvar.exp() - logvar - 1).sum(1).mean() / 2
+        return F.binary_cross_entropy_with_logits(p, y) + .1 * kl / 196
+
+
+# --- nets for words --------------------------------------------------------------------------------------------------
+class TextCNN(nn.Module):
+    "Words, convolutions of several widths over them, the largest answer of each."
+    def __init__(self, vocab=300, d=16, c=16, drop=0.):
+        super().__init__()
+        self.emb   = nn.Embedding(vocab, d)
+        self.convs = nn.ModuleList([nn.Conv1d(d, c, k) for k in (1, 2, 3)])
+        self.act1, self.fc, self.act2, self.drop = nn.ReLU(), nn.Linear(3 * c, 32), nn.ReLU(), nn.Dropout(drop)
+        self.head  = nn.Linear(32, 4)
+    def forward(self, x):
+        x = self.emb(x).transpose(1, 2)
+        x = self.act1(torch.cat([conv(x).amax(2) for conv in self.convs], 1))
+        return self.head(self.drop(self.act2(self.fc(x))))
+
+class Tagger(nn.Module):
+    "A bidirectional LSTM: one tag a word."
+    def __init__(self, vocab=60, d=16, hidden=16, tags=4):
+        super().__init__()
+        self.emb, self.rnn = nn.Embedding(vocab, d), nn.LSTM(d, hidden, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * hidden, tags)
+    def forward(self, x): return self.head(self.rnn(self.emb(x))[0]).transpose(1, 2)
+
+class Seq2Seq(nn.Module):
+    "A GRU reads, another one writes and attends to what was read."
+    def __init__(self, vocab=10, d=16, hidden=32, n=6):
+        super().__init__()
+        self.n, self.emb = n, nn.Embedding(vocab, d)
+        self.enc, self.dec = nn.GRU(d, hidden, batch_first=True), nn.GRU(d, hidden, batch_first=True)
+        self.query, self.mix = nn.Linear(hidden, hidden), nn.Linear(2 * hidden, hidden)
+        self.act, self.head  = nn.Tanh(), nn.Linear(hidden, vocab)
+    def forward(self, x):
+        x = self.emb(x)
+        read, last = self.enc(x[:, :self.n])
+        said = self.dec(x[:, self.n:], last)[0]
+        seen = (self.query(said) @ read.transpose(1, 2)).softmax(2) @ read
+        return self.head(self.act(self.mix(torch.cat([said, seen], 2)))).transpose(1, 2)
+
+class GatedLM(nn.Module):
+    "A causal language model of gated convolutions."
+    def __init__(self, vocab=100, d=32, depth=3):
+        super().__init__()
+        self.emb = nn.Embedding(vocab, d)
+        self.convs = nn.ModuleList([nn.Conv1d(d, 2 * d, 3) for _ in range(depth)])
+        self.gates = nn.ModuleList([nn.GLU(1) for _ in range(depth)])
+        self.head  = nn.Linear(d, vocab)
+        nn.init.normal_(self.emb.weight, std=.3)
+    def forward(self, x):
+        x = self.emb(x).transpose(1, 2)
+        for conv, gate in zip(self.convs, self.gates): x = x + gate(conv(F.pad(x, (2, 0))))
+        return self.head(x.transpose(1, 2)).transpose(1, 2)
+
+
+# --- nets for tables, graphs and sets --------------------------------------------------------------------------------
+def collab(users=80, items=50, k=8): return EmbeddingDotBias(k, users, items, y_range=(.5, 5.5))
+
+class Tabular(nn.Module):
+    "fastai's TabularModel: categories and numbers come in one tensor."
+    def __init__(self, cards=CARDS, n_out=3, layers=(64, 32), **kwargs):
+        super().__init__()
+        self.model = TabularModel([(c, min(8, c // 2)) for c in cards], 5, n_out, list(layers), **kwargs)
+    def forward(self, x): return self.model(x[:, :-5].long(), x[:, -5:])
+
+class GaussNLL(nn.Module):
+    "The density of the target where mean and log variance are answered: a loss that may well be negative."
+    def forward(self, p, y): return (p[:, 1:] + (y - p[:, :1]) ** 2 * (-p[:, 1:]).exp()).mean() / 2
+
+class Carry(nn.Module):
+    "A highway layer: the gate says how much is new; without one all of it is."
+    def __init__(self, d, act=nn.ReLU, bias=-2., gated=True):
+        super().__init__()
+        self.new, self.act = nn.Linear(d, d), act()
+        self.t, self.gate  = (nn.Linear(d, d), nn.Sigmoid()) if gated else (None, None)
+        if gated: nn.init.constant_(self.t.bias, bias)
+    def forward(self, x):
+        h = self.act(self.new(x))
+        if self.t is None: return h
+        t = self.gate(self.t(x))
+        return t * h + (1 - t) * x
+
+def highway(depth=6, d=32, n_in=196, n_out=10, **kwargs):
+    deep = [Carry(d, **kwargs) for _ in range(depth)]
+    return nn.Sequential(nn.Linear(n_in, d), nn.ReLU(), *deep, nn.Linear(d, n_out))
+
+class GraphNet(nn.Module):
+    "Graph convolutions (Kipf and Welling), then the mean of the nodes."
+    def __init__(self, d=32, depth=3, act=nn.ReLU, softmax=False):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Linear(4 if i == 0 else d, d) for i in range(depth)])
+        self.acts  = nn.ModuleList([act() for _ in range(depth)])
+        self.head, self.softmax = nn.Linear(d, 4), softmax
+    def forward(self, x):
+        n = x.shape[1]
+        a = x[..., :n] + torch.eye(n).to(x)
+        r = a.sum(2).rsqrt()
+        a, x = r[:, :, None] * a * r[:, None], x[..., n:]
+        for conv, act in zip(self.convs, self.acts): x = act(conv(a @ x))
+        x = self.head(x.mean(1))
+        return x.softmax(1) if self.softmax else x
+
+class Pool(nn.Module):
+    "A set's largest answers."
+    def forward(self, x): return x.amax(1)
+
+def sets(act=nn.ReLU, width=32, deep=2):
+    "The same small net for every point, the largest answers, another small net."
+    phi = [nn.Linear(2, width), act()]
+    for _ in range(deep): phi += [nn.Linear(width, width), act()]
+    return nn.Sequential(*phi, Pool(), nn.Linear(width, width), act(), nn.Linear(width, 4))
