@@ -142,7 +142,8 @@ class LayerStatsCallback(Callback):
         input=...,            # of the model's input
         output=...,           # of the model's output
         *,
-        modules=None,         # glob on layer names, module class(es), list of modules, or f(name, module) -> bool
+        modules=None,         # where activation and grad_output are read: a glob on layer names, module class(es), a
+                              # list of modules, or f(name, module) -> bool; by default at the nonlinearities
         every=1,              # measure every n-th row, or where f(iteration) is true
         sample=65536,         # larger tensors are sampled for shares, medians and histograms; None: everything
         window=None,          # rows a window of the life table has; None: an epoch, at least 20

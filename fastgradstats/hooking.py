@@ -13,8 +13,8 @@ import torch
 from .gathering import Part
 from .optimizers import describe
 from .prepared import base, warm_up
-from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes,
-                     params_of, sites_of, tensors, unit_axis, unwrap)
+from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, named_params,
+                     only_reshapes, sites_of, tensors, unit_axis, unwrap)
 from .processes import Processes
 from .views import View, plain
 
@@ -99,7 +99,7 @@ class Hooks:
         "Note which parameters are trained, and have each say when it received a gradient."
         for h in self.param_handles: h.remove()
         self.all, self.params, self.param_handles, self.lazy = [], [], [], False
-        for name, owner, m, p in params_of(self.model, self.plan.modules):
+        for name, owner, m, p in named_params(self.model):
             if isinstance(p, torch.nn.parameter.UninitializedParameter): self.lazy = True; continue
             if name not in self.log.param_at:
                 self.log.param_at[name] = len(self.log.param_list)
@@ -190,9 +190,7 @@ class Hooks:
 
     def _read_site(self, key, site, t, axis, bounds):
         plan, part = self.plan, self.part
-        dim = plan.unit_dim if plan.unit_dim is not None else axis
-        dim = dim if t.dim() >= 2 and -t.dim() <= dim < t.dim() else -1
-        dim = dim if t.dim() > 1 and plan.units else None
+        dim = self._unit_dim(key, t, axis) if plan.units and t.dim() > 1 else None
         if 'activation' in plan.at_once and not self.dormancy and self.host is not False:
             place = self.places.find(key, t, dim, plan.sample, plan.names['activation'], hist=True)
             found = place and place.site(t)
@@ -206,6 +204,15 @@ class Hooks:
         v = View(t, plan.sample, dim, bounds, host=self.host)
         if v.unit_dim is not None and v.n: self._capture_units(site, v)
         self._capture(part, 'activation', site, v)
+
+    def _unit_dim(self, key, t, axis):
+        "The axis of the units: the one that was given where `t` has it, else that of the layer before."
+        given = self.plan.unit_dim
+        if given is None: return axis
+        if -t.dim() <= given < t.dim(): return given
+        self.log.tell(f'unit_dim {key}', f"unit_dim={given} is not an axis of {key[0] or 'model'}{key[1]}, whose "
+                                         f"output has {t.dim()}; its units are read on axis {axis}")
+        return axis
 
     def _saw_again(self, place, output):
         """A checkpoint runs a module again in the backward pass. If it is reentrant, only this run has a gradient;

@@ -5,7 +5,7 @@ from operator import attrgetter
 
 from .placebo import EVERY
 from .prepared import MOMENTS, SITE_READS, SMALL_READS
-from .probes import ENDS, PROBES, check_modules
+from .probes import ENDS, OUTPUTS, PROBES, check_modules
 from .record import RESERVED
 from .stats import STATISTICS, resolve
 from .views import SAMPLE
@@ -45,6 +45,9 @@ class Plan:
         if not self.stats:
             raise ValueError(f"nothing to measure: give statistics for at least one of {', '.join(PROBES)}")
         check_modules(modules)
+        if modules is not None and not any(p in self.stats for p in OUTPUTS):
+            raise ValueError(f"modules chooses where {' and '.join(OUTPUTS)} are read, and neither is: leave modules "
+                             f"out, or give activation=['mean', 'std']. Parameters are recorded all")
         if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"every is a whole number of 1 or more, or a function f(iteration) -> bool; got {every!r}")
         for name, v, low in (('sample', sample, 100), ('window', window, 1)):

@@ -93,7 +93,7 @@ def check_modules(modules):
                     f"f(name, module) -> bool; got {modules!r}")
 
 def chosen(model, modules):
-    "The (name, module) pairs that `modules` chooses, before probes decide which of them they read; None chooses all."
+    "The (name, module) that `modules` chooses; None chooses all."
     everything = [('', model), *named(model)]
     if modules is None: return everything
     items = list(modules) if isinstance(modules, (list, tuple)) else [modules]
@@ -125,12 +125,6 @@ def sites_of(model, modules):
     if any(isinstance(m, NONLINEAR) for _, m in nonlinear): return nonlinear, []
     if nonlinear: return nonlinear, leaves
     return leaves or (pick if modules is not None else []), []
-
-def params_of(model, modules):
-    "(name, owner's name, owner, parameter) of the parameters that the chosen modules own."
-    if modules is None: return named_params(model)
-    mods = {id(m) for _, m in chosen(model, modules)}
-    return [q for q in named_params(model) if id(q[2]) in mods]
 
 def unit_axis(m): return 1 if isinstance(m, CHANNELS) else -1
 

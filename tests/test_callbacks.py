@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.fp16 import MixedPrecision
+from fastai.callback.training import GradientAccumulation
 from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -238,10 +239,32 @@ def test_modules_by_glob_class_list_and_predicate():
     assert layers(modules=nn.Conv2d) == ['0', '4']
     assert layers(modules=[nn.Conv2d, nn.BatchNorm2d]) == ['0', '1', '4']
     assert layers(modules=lambda n, m: n in ('5', '7')) == ['5', '7']
-    assert layers('grad', modules=nn.Linear) == ['7.weight', '7.bias']
     learn = learner('cnn')
     learn.fit(1, cbs=ActivationHistCallback(modules=[learn.model[4], learn.model[5]]))
     assert learn.layer_stats.layers['activation'].layer.tolist() == ['4', '5']
+
+def test_a_unit_dim_that_an_output_has_not_is_told_once_and_its_own_axis_is_read():
+    def fit(kind, unit_dim):
+        learn = learner(kind, LayerStatsCallback(unit_dim=unit_dim, verbose=False))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter('always')
+            learn.fit(5)
+        return learn.layer_stats, [str(w.message) for w in told if 'unit_dim' in str(w.message)]
+    (own, nothing), (wrong, told) = fit('cnn', None), fit('cnn', 9)
+    assert not nothing and len(told) == 2 and 'unit_dim=9 is not an axis of 2, whose output has 4; its units are read on axis 1' in told[0]
+    assert own.units.equals(wrong.units) and len(own.units.unit.unique()) == 6
+    assert fit('mlp', -1)[1] == [] and len(fit('mlp', 2)[1]) == 2
+
+@pytest.mark.parametrize('modules', ['[23]', nn.ReLU, nn.Linear])
+def test_modules_chooses_where_activations_are_read_and_no_parameters(modules):
+    def fit(**kw):
+        learn = learner('cnn', [GradientAccumulation(16), LayerStatsCallback(verbose=False, **kw)])
+        learn.fit(1)
+        return learn.layer_stats
+    all_, some = fit(), fit(modules=modules)
+    assert len(some) == 3 and some.layers['grad'].equals(all_.layers['grad'])
+    np.testing.assert_array_equal(some.iters.grad_norm, all_.iters.grad_norm)
+    np.testing.assert_array_equal(some['grad', 'norm'], all_['grad', 'norm'])
 
 @pytest.mark.parametrize('wrong, match', [('body.*', "matches no layer of this Sequential; its layers are 0, 1"),
                                           (nn.LSTM, 'matches no layer'), ((lambda n, m: False), 'matches no layer')])
@@ -258,7 +281,8 @@ def test_modules_that_match_nothing_are_named(wrong, match):
     (dict(modules=[]), TypeError, 'modules is a glob'), (dict(grad=[3]), TypeError, 'a statistic is a name'),
     (dict(grad=3), TypeError, 'statistic'), (dict(grad=['norm', 'norm']), ValueError, 'given twice'),
     (dict(grad=['frac_dead']), ValueError, 'belongs to activation'), (dict(unit_dim='a'), ValueError, 'unit_dim is'),
-    ({p: None for p in PROBES}, ValueError, 'nothing to measure'), (dict(grads=['norm']), TypeError, 'grads')])
+    ({p: None for p in PROBES}, ValueError, 'nothing to measure'), (dict(grads=['norm']), TypeError, 'grads'),
+    (dict(modules='*', activation=None), ValueError, 'modules chooses where activation and grad_output are read')])
 def test_bad_arguments_raise_before_an_epoch_is_spent(kw, error, match):
     with pytest.raises(error, match=match): LayerStatsCallback(**kw)
 

@@ -281,7 +281,7 @@ def test_multihead_attention():
     assert layers(rec) == ['act']
     rec, _ = both(Attention, sequences(width=6), dict(attn='attn'), settings=dict(modules=[nn.MultiheadAttention]))
     assert layers(rec) == ['attn[0]', 'attn[1]']
-    assert np.isfinite(rec['activation', 'mean']).all() and layers(rec, 'grad') == ['attn.in_proj_weight', 'attn.in_proj_bias']
+    assert np.isfinite(rec['activation', 'mean']).all() and {'attn.in_proj_weight', 'attn.in_proj_bias'} <= {*layers(rec, 'grad')}
 
 
 # --- vision ----------------------------------------------------------------------------------------------------------
@@ -419,7 +419,7 @@ def test_shared_modules_are_merged():
     rec, _ = both(Shared, vectors(), {'act:0': 'a', 'act:1': ['b', 'c']}, reference=Apart, same=False)
     assert layers(rec) == ['act:0', 'act:1']                              # after `up`, and after `mid`, twice
     rec, _ = both(Shared, vectors(), {'mid': ['d', 'e']}, reference=Apart, same=False, settings=dict(modules=lambda n, m: n == 'mid'))
-    assert layers(rec) == ['mid'] and layers(rec, 'grad') == ['mid.weight', 'mid.bias']
+    assert layers(rec) == ['mid'] and layers(rec, 'grad').count('mid.weight') == 1
 
 def test_shared_modules_apart_with_per_call():
     rec, _ = both(Shared, vectors(), {'act:0': 'a', 'act:1': 'b', 'act:2': 'c'}, reference=Apart, same=False,

@@ -8,7 +8,7 @@ from torch import nn
 
 from fastgradstats import GeneralRelu
 from fastgradstats.probes import (NONLINEAR, bounds_of, check_modules, chosen, is_compiled, is_leaf, is_nonlinear, named,
-                                  named_params, only_reshapes, params_of, sites_of, tensors, unit_axis, unwrap)
+                                  named_params, only_reshapes, sites_of, tensors, unit_axis, unwrap)
 
 
 def net(): return nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 2, 3), act=nn.ReLU(), body=nn.Sequential(nn.Linear(4, 4), nn.Tanh())))
@@ -126,10 +126,6 @@ def test_sites_given_as_modules():
     m = net()
     assert names(sites_of(m, [m.body, m.act])[0]) == ['act', 'body'] and names(sites_of(m, m.conv)[0]) == ['conv']
     assert names(sites_of(m, m)[0]) == ['']
-
-def test_parameters_of_chosen_modules():
-    m = net()
-    assert [q[0] for q in params_of(m, 'body*')] == ['body.0.weight', 'body.0.bias'] and len(params_of(m, None)) == 4
 
 def test_a_choice_that_matches_nothing_names_the_layers():
     with pytest.raises(ValueError, match='matches no layer.*conv, act, body'): chosen(net(), 'layer4*')
