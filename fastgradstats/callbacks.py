@@ -6,6 +6,7 @@ and after, are read around `Learner._step`, after every `before_step` of any ord
 """
 from __future__ import annotations
 
+import inspect
 import math
 import time
 import weakref
@@ -19,10 +20,11 @@ from fastai.torch_core import find_bs
 
 from .constant import ConstantAnswer
 from .diagnosing import diagnose
+from .drawing import pick_layers
 from .plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
 from .reporting import facts
 from .rules import ALL
-from .planning import DEFAULTS, Plan
+from .planning import DEFAULTS, Plan, check_names, switch
 from .watching import Watcher
 
 
@@ -126,6 +128,14 @@ class _Live:
         self.fit      = self.epoch = 0
 
 
+def _arguments(cls):
+    "The names of the arguments of a callback, those of the classes it is made of too."
+    inits = [inspect.signature(c.__init__) for c in cls.__mro__
+             if '__init__' in vars(c) and issubclass(c, LayerStatsCallback)]
+    return list(dict.fromkeys(n for s in inits for n, p in s.parameters.items()
+                              if n != 'self' and p.kind is not p.VAR_KEYWORD))
+
+
 class LayerStatsCallback(Callback):
     "Record every layer's gradients, activations, weights, updates and dead units while the Learner trains."
     order, run_valid = 10.5, False
@@ -151,14 +161,16 @@ class LayerStatsCallback(Callback):
         unit_dim=None,        # the axis of the units, where the layer before does not tell
         placebo=False,        # measure rec['grad', 'placebo'] every 25th measured row, or every so many; see placebo.py
         verbose=True,         # print what was found when a fit ends
+        **unknown,            # there are no others: names the one that was meant
     ):
         super().__init__()
+        check_names(type(self).__name__, unknown, _arguments(type(self)))
         given  = dict(grad=grad, activation=activation, grad_output=grad_output, grad_used=grad_used, weight=weight,
                       update=update, input=input, output=output)
         probes = {p: self._default_probes.get(p) if v is ... else v for p, v in given.items()}
         self.layer_plan    = Plan(modules=modules, every=every, sample=sample, window=window, per_call=per_call,
                                   unit_dim=unit_dim, placebo=placebo, **probes)
-        self.layer_verbose = verbose and type(self) is LayerStatsCallback
+        self.layer_verbose = switch('verbose', verbose) and type(self) is LayerStatsCallback
         self._live         = _Live()
 
     def _init_state(self):
@@ -329,9 +341,7 @@ class ActivationHistCallback(LayerStatsCallback):
     _default_probes = {'activation': [s for s in DEFAULTS['activation'] if s not in ('frac_dead', 'frac_dormant')]}
 
     def _column(self, idx):
-        n = len(self.record.layers['activation'])
-        if not -n <= idx < n: raise IndexError(f"there are {n} activations, 0 to {n - 1} or -{n} to -1; got {idx}")
-        return idx % n
+        return pick_layers(self.record, 'activation', idx)[0]
     def layer_stats(self, idx):
         "Mean, std and share near zero of activation `idx` over the measured iterations.  # three (iter,)"
         k = self._column(idx)

@@ -216,7 +216,7 @@ def _verdict(r, findings, checked, skipped):
         if then: text += f"; with it: {join(then)}"
         return f"{text}. First try: {bad[0].advice}." if bad[0].advice else text + '.'
     if not checked: return "Nothing could be checked."
-    if len(r) < SETTLE + FEWEST: return f"{len(r)} measured iterations are too few to judge; nothing is wrong so far."
+    if len(r) < SETTLE + FEWEST: return f"Too few measured iterations to judge ({len(r)}); nothing is wrong so far."
     state = network_state(r)[-1] if r.has_loss else 'cannot tell'
     gain  = r.learned[-1]
     nums  = f"loss {num(r.first_loss)} -> {num(trailing(r.loss)[-1])}"

@@ -90,7 +90,7 @@ class Gathering:
         self.order    = {}                        # module name -> number, in order of first use
         self.now, self.now_rows, self.now_iters = {}, 0, None      # the open window of the life table
         self.closed   = []                        # [(first, last, rows, {(statistic, site): partial})]
-        self.rows     = 0
+        self.rows = self.measured = 0             # how many: all, those measured
         self.epochs   = []
         self.meta     = {}
         self.ignored  = {}                        # name -> why it is not observed
@@ -106,7 +106,8 @@ class Gathering:
     # --- rows --------------------------------------------------------------------------------------------------------
     def add(self, row):
         "A finished row."
-        self.rows += 1
+        self.rows     += 1
+        self.measured += row.measured
         i = row.parts[-1].last
         if row.measured and self.plan.units: self._add_units(row, i)
         self._pack(row)

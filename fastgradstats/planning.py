@@ -1,13 +1,14 @@
 """The Plan: what is measured, where and how often."""
 from __future__ import annotations
 
+import numbers
 from operator import attrgetter
 
 from .placebo import EVERY
 from .prepared import MOMENTS, SITE_READS, SMALL_READS
-from .probes import ENDS, OUTPUTS, PROBES, check_modules
+from .probes import ENDS, OUTPUTS, PROBES, check_modules, takes
 from .record import RESERVED
-from .stats import STATISTICS, resolve
+from .stats import STATISTICS, meant, resolve
 from .views import SAMPLE
 
 DEFAULTS = dict(
@@ -18,19 +19,41 @@ DEFAULTS = dict(
     grad_output=None, grad_used=None, weight=['norm'], update=['norm'],
     input      = ['mean', 'std', 'min', 'max'],
     output     = ['mean', 'std', 'min', 'max'])
+SETTINGS = ('modules', 'every', 'sample', 'window', 'per_call', 'unit_dim', 'placebo')
+
+
+def check_names(whose, given, allowed):
+    "Raise for the first of the names `given` that is not `allowed`, with the nearest that is."
+    for name in given:
+        if name in allowed: continue
+        hint = (f" It is a statistic, given where it is measured: activation=[{name!r}]." if name in STATISTICS else
+                meant(name, allowed))
+        raise TypeError(f"{name!r} is not an argument of {whose}.{hint} There are {', '.join(allowed)}")
+
+def is_whole(v): return isinstance(v, numbers.Integral) and not isinstance(v, bool)
+
+def whole(name, v, low, or_else=''):
+    "The setting `v`, if it is a whole number of `low` or more."
+    if is_whole(v) and v >= low: return int(v)
+    raise ValueError(f"{name} is a whole number of {low} or more{or_else}; got {v!r}")
+
+def switch(name, v):
+    "The setting `v`, if it is True or False."
+    if v in (True, False): return bool(v)
+    raise ValueError(f"{name} is True or False; got {v!r}")
 
 
 class Plan:
     "What is measured, where and how often: the checked arguments of a callback or of `watch`."
     def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None,
                  placebo=False, **probes):
-        wrong = [p for p in probes if p not in PROBES]
-        if wrong: raise TypeError(f"{wrong[0]!r} is not an argument; there are the probes {', '.join(PROBES)}, and "
-                                  f"modules, every, sample, window, per_call, unit_dim, placebo")
+        check_names('a Plan', probes, (*PROBES, *SETTINGS))
         self.stats = {}
         for probe in PROBES:
             specs = probes.get(probe)
             if specs is None: continue
+            if isinstance(specs, bool): raise TypeError(f"{probe} is a list of statistics, None for none, or left out "
+                                                        f"for the default; got {specs}")
             if isinstance(specs, str) or callable(specs) or not isinstance(specs, (list, tuple)): specs = [specs]
             found = [resolve(s, probe) for s in specs]
             for s in found:
@@ -48,21 +71,19 @@ class Plan:
         if modules is not None and not any(p in self.stats for p in OUTPUTS):
             raise ValueError(f"modules chooses where {' and '.join(OUTPUTS)} are read, and neither is: leave modules "
                              f"out, or give activation=['mean', 'std']. Parameters are recorded all")
-        if not callable(every) and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
-            raise ValueError(f"every is a whole number of 1 or more, or a function f(iteration) -> bool; got {every!r}")
-        for name, v, low in (('sample', sample, 100), ('window', window, 1)):
-            if v is not None and (isinstance(v, bool) or not isinstance(v, int) or v < low):
-                raise ValueError(f"{name} is a whole number of {low} or more, or None; got {v!r}")
-        if unit_dim is not None and not isinstance(unit_dim, int):
-            raise ValueError(f"unit_dim is an axis; got {unit_dim!r}")
-        if not isinstance(placebo, int) or placebo < 0:
+        if not (unit_dim is None or is_whole(unit_dim)):
+            raise ValueError(f"unit_dim is the number of an axis, or None; got {unit_dim!r}")
+        if not isinstance(placebo, numbers.Integral) or placebo < 0:
             raise ValueError(f"placebo is True (every {EVERY} measured rows), False, or a whole number of measured "
                              f"rows; got {placebo!r}")
         if placebo and 'grad' not in self.stats:
             raise ValueError("placebo is recorded beside the statistics of `grad`: give grad=['norm'] or others")
         self.placebo = EVERY if placebo is True else int(placebo)
-        self.modules, self.every, self.sample, self.window = modules, every, sample, window
-        self.per_call, self.unit_dim = per_call, unit_dim
+        self.modules, self.unit_dim = modules, unit_dim if unit_dim is None else int(unit_dim)
+        self.every    = every if takes(every, 1) else whole('every', every, 1, ', or a function f(iteration) -> bool')
+        self.sample   = sample if sample is None else whole('sample', sample, 100, ', or None')
+        self.window   = window if window is None else whole('window', window, 1, ', or None')
+        self.per_call = switch('per_call', per_call)
         self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
         self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
         self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
@@ -82,8 +103,7 @@ class Plan:
     def __reduce__(self):
         "Pickled and copied as its arguments, the package's own statistics by name: an exported Learner stays small."
         own = {p: [s.name if STATISTICS.get(s.name) is s else s for s in ss] for p, ss in self.stats.items()}
-        return _plan, (dict(modules=self.modules, every=self.every, sample=self.sample, window=self.window,
-                            per_call=self.per_call, unit_dim=self.unit_dim, placebo=self.placebo, **own),)
+        return _plan, ({**{s: getattr(self, s) for s in SETTINGS}, **own},)
 
     def due(self, row, i): return bool(self.every(i)) if callable(self.every) else row % self.every == 0
 

@@ -84,9 +84,17 @@ def only_reshapes(args, out):
     x = xs[0]
     return len(xs) > 1 or x.shape != out.shape or x is not out and x.numel() > 0 and x.data_ptr() == out.data_ptr()
 
+def takes(f, n):
+    "Whether `f` can be called with so many arguments, as far as that can be known."
+    if not callable(f): return False
+    try: inspect.signature(f).bind(*range(n))
+    except TypeError:  return False
+    except ValueError: pass                                       # a builtin that does not say what it takes
+    return True
+
 def check_modules(modules):
     if modules is None or isinstance(modules, (str, type)): return
-    if callable(modules) and not isinstance(modules, nn.Module): return
+    if not isinstance(modules, nn.Module) and takes(modules, 2): return
     items = [modules] if isinstance(modules, nn.Module) else modules
     if isinstance(items, (list, tuple)) and items and all(isinstance(m, (nn.Module, type, str)) for m in items): return
     raise TypeError(f"modules is a glob on layer names ('layer4.*'), a module class, a list of modules, or a function "
@@ -109,9 +117,11 @@ def chosen(model, modules):
         names = [n for n, _ in everything if n]
         told  = inspect.isfunction(modules) and modules.__name__ != '<lambda>'
         what  = inspect.getsource(modules).strip() if told else modules
+        if not names: raise ValueError(f"modules={what!r} matches nothing: this {type(model).__name__} has no layers "
+                                       f"inside. Leave modules out, and its own output is read")
         raise ValueError(f"modules={what!r} matches no layer of this {type(model).__name__}; its layers are "
                          f"{', '.join(names[:30])}{', ...' if len(names) > 30 else ''}. Give a glob such as "
-                         f"{(names or ['*'])[-1].split('.')[0] + '*'!r}, a module class, or a function f(name, module)")
+                         f"{names[-1].split('.')[0] + '*'!r}, a module class, or a function f(name, module)")
     return out
 
 def sites_of(model, modules):

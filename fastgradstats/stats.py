@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import numbers
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Callable
 
 import numpy as np
@@ -54,8 +55,8 @@ def statistic(f=None, *, unit='', name=None, merge=None, finish=None):
     if f is None: return lambda f: statistic(f, unit=unit, name=name, merge=merge, finish=finish)
     if not callable(f): raise TypeError(f"a statistic is made of a function f(x) of a tensor; got {f!r}")
     name = name or getattr(f, '__name__', type(f).__name__ + '()')
-    if not name.isidentifier(): raise ValueError(f"a statistic needs a name that is an identifier; got {name!r}. "
-                                                 f"Give one: statistic(f, name='my_statistic')")
+    if not name.isidentifier(): raise ValueError(f"{name!r} is no name for a statistic. If it is a function of a "
+                                                 f"tensor, give it one: statistic(f, name='my_statistic')")
     def partial(v):
         out = f(v.x)
         out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
@@ -160,13 +161,18 @@ frac_dormant = Statistic('frac_dormant', 'share of units',
 
 STATISTICS = {s.name: s for s in list(globals().values()) if isinstance(s, Statistic)}
 
+def meant(name, among):
+    "Asks for the nearest name, if one is near."
+    near = get_close_matches(name, among, 1)
+    return f" Did you mean {near[0]!r}?" if near else ''
+
 def resolve(spec, probe=''):
     "The Statistic that a name, a Statistic or a function stands for."
     if isinstance(spec, Statistic): return spec
     if isinstance(spec, str):
         if spec in STATISTICS: return STATISTICS[spec]
-        raise ValueError(f"{spec!r} is not a statistic{f' ({probe})' if probe else ''}; there are "
-                         f"{', '.join(STATISTICS)}. Give one of these, or a function of a tensor")
+        raise ValueError(f"{spec!r} is not a statistic{f' ({probe})' if probe else ''}.{meant(spec, STATISTICS)} "
+                         f"There are {', '.join(STATISTICS)}. Give one of these, or a function of a tensor")
     if callable(spec): return statistic(spec)
     raise TypeError(f"a statistic is a name, a Statistic or a function of a tensor; got "
                     f"{spec!r}{f' for {probe}' if probe else ''}")

@@ -12,6 +12,7 @@ from fastai.callback.core import CancelFitException
 from .callbacks import LayerStatsCallback
 from .diagnosing import diagnose
 from .evidence import WINDOW
+from .planning import whole
 from .rules import ALL
 
 SPIKE = 10.                       # a gradient norm of so many times the median of those kept is a sign of trouble
@@ -35,13 +36,13 @@ class DiagnosisCallback(LayerStatsCallback):
         rules=ALL,            # as `diagnose`
         **settings,           # the probes and settings of LayerStatsCallback
     ):
-        names = [f.__name__ for f in rules]
-        stop_on = (stop_on,) if isinstance(stop_on, str) else tuple(stop_on or ())
+        if not isinstance(rules, (list, tuple)) or not all(map(callable, rules)):
+            raise TypeError(f"rules is a list of rules, as of `diagnose`; got {rules!r}")
+        names   = [f.__name__ for f in rules]
+        stop_on = tuple(stop_on or ()) if isinstance(stop_on or (), (list, tuple, set)) else (stop_on,)
         wrong = [s for s in stop_on if s not in names]
         if wrong: raise ValueError(f"stop_on={wrong[0]!r} is not a rule; there are {', '.join(names)}")
-        for name, v in (('every', every), ('keep', keep), ('check', check)):
-            if isinstance(v, bool) or not isinstance(v, int) or v < 1:
-                raise ValueError(f"{name} is a whole number of 1 or more; got {v!r}")
+        every, keep, check = whole('every', every, 1), whole('keep', keep, 1), whole('check', check, 1)
         self.watch_due = _Due(every)
         super().__init__(every=self.watch_due if every > 1 else 1, **{'verbose': False, **settings})
         self.stop_on, self.keep, self.check, self.watch_rules = stop_on, keep, check, tuple(rules)

@@ -10,17 +10,17 @@ from __future__ import annotations
 import math
 import time
 import weakref
-from contextlib import contextmanager
 from functools import wraps
+from numbers import Real
 
 import torch
 
 from .gathering import MIN_WINDOW, Gathering, Part, Row
 from .hooking import BACKWARD, FORWARD, OFF, Hooks, timed
 from .placebo import Placebo
-from .planning import DEFAULTS, Plan
+from .planning import DEFAULTS, SETTINGS, Plan, check_names
 from .prepared import Places, base
-from .probes import tensors, unwrap
+from .probes import PROBES, tensors, unwrap
 from .stepping import Steps
 from .views import View
 
@@ -172,7 +172,7 @@ class Watcher(Hooks, Steps):
         self._commit_done()
         self.log.end_epoch()
         if self.log.processes and normal: self.fired |= self.log.processes.merge(self.log, self.fired)
-        silent = [n for n, _ in self.targets if n not in self.fired]
+        silent = [n for n, _ in self.targets if n not in self.fired] if self.log.measured else []
         for n in silent: self.log.ignore(n, 'its forward was never called as a module')
         if self.asked - self.answered:
             names = self.log.site_names()
@@ -183,6 +183,10 @@ class Watcher(Hooks, Steps):
     def end_fit(self):
         "The fit has ended: an unfinished accumulation is a row that was not stepped."
         self.commit()
+        if self.log.rows and not self.log.measured:
+            every = self.plan.describe()['every']
+            self.log.tell('nothing measured', f"nothing was measured: every={every} was true at none of the "
+                                              f"{self.log.rows} iterations, which are numbered from 0")
 
     def _commit_done(self):
         if self.part is not None and self.touched: self.backward_done()
@@ -199,10 +203,14 @@ class Watcher(Hooks, Steps):
                     percent=round(100 * self.spent / (of - self.spent), 2) if of > self.spent else None)
 
 
-class _Unset:
-    "Takes `zero_grad` off an optimizer again, as the handle of a hook would."
-    def __init__(self, opt): self.opt = opt
-    def remove(self): self.opt.__dict__.pop('zero_grad', None)
+class _Instead:
+    "Puts a method in the place of an object's own until it is removed, as the handle of a hook would."
+    def __init__(self, obj, name, f):
+        self.obj, self.name, self.old = obj, name, obj.__dict__.get(name)
+        setattr(obj, name, f)
+    def remove(self):
+        if self.old is None: self.obj.__dict__.pop(self.name, None)
+        else:                setattr(self.obj, self.name, self.old)
 
 
 class Watch:
@@ -211,13 +219,22 @@ class Watch:
         self.watcher, self.model, self.opt, self.scaler = Watcher(plan), model, opt, scaler
         self.i, self.ran = -1, False                       # the batch, and whether its backward pass has begun
         self.pred = None                                   # what the model answered, until `loss` has seen it
+        self.start = None                                  # when it began
         self.watcher.log.meta['grad_is'] = 'as the step consumes it'
 
     @property
-    def record(self): return self.watcher.record()
+    def record(self):
+        self._begun()
+        return self.watcher.record()
+
+    def _begun(self):
+        if self.start is None: raise ValueError('nothing is watched yet: put the loop into `with watch(...) as w:`')
 
     def loss(self, loss):
         "Tell the batch's loss (elasticity and gain need it); returns it, so that `w.loss(l).backward()` works."
+        self._begun()
+        if not isinstance(loss, (torch.Tensor, Real)):
+            raise TypeError(f"w.loss takes the loss of the batch, a tensor; got {loss!r}")
         self.watcher.loss(loss)
         pred, self.pred = self.pred, None
         if pred is not None: self.watcher.placebo(self.model, pred, loss)
@@ -225,6 +242,7 @@ class Watch:
 
     def grads(self):
         "Read the true gradient now: after unscaling, before clipping."
+        self._begun()
         self._backward()
         self.watcher.log.meta['grad_is'] = 'the true gradient, read at w.grads()'
         self.watcher.grads()
@@ -234,9 +252,11 @@ class Watch:
     def _backward(self):
         if self.watcher.part is not None and self.ran: self.watcher.backward_done()
 
-    def _enter(self):
+    def __enter__(self):
         w = self.watcher
         w.attach(self.model, self.opt)
+        if not {id(p) for p in self.model.parameters()} & {id(p) for g in self.opt.param_groups for p in g['params']}:
+            w.log.tell('optimizer', "none of the optimizer's parameters is the model's: its steps do not change it")
         root, me = unwrap(self.model), weakref.ref(self)
         def before(m, args, kwargs):
             if not (m.training and torch.is_grad_enabled()): return
@@ -271,34 +291,39 @@ class Watch:
             w.zeroed()
             return zero_grad(*args, **kwargs)
         self.start = time.perf_counter()
-        self.opt.zero_grad = zeroing
         w.handles += [root.register_forward_pre_hook(before, with_kwargs=True), root.register_forward_hook(after),
                       self.opt.register_step_pre_hook(stepping), self.opt.register_step_post_hook(stepped),
-                       _Unset(self.opt)]
+                      _Instead(self.opt, 'zero_grad', zeroing)]
+        return self
+
+    def __exit__(self, kind, *error):
+        w = self.watcher
+        try:
+            self._backward()
+            self.pred = None
+            w.end_epoch(normal=kind is None, last=True)
+            w.end_fit()
+            if not w.log.rows and kind is None:
+                w.log.tell('nothing recorded', "nothing was recorded: within `with watch(...)` the model was not "
+                                               "called in training mode (model.train()), or no backward pass followed")
+        finally: w.detach()
 
 
-@contextmanager
 def watch(
     model,                # the model, as the loop calls it
     opt,                  # the torch.optim optimizer whose steps are the rows
     *,
     window=50,            # rows of a window of the life table: a plain loop has no epochs
     scaler=None,          # the loop's GradScaler: `grad_output` is divided by its scale
-    **settings,           # the probes and settings of LayerStatsCallback
+    **settings,           # the probes and settings of LayerStatsCallback, but for `verbose`
 ):
     "Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`."
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"watch takes the model, an nn.Module, then the optimizer; got {type(model).__name__} first")
     if not hasattr(opt, 'register_step_pre_hook'):
         raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. "
                         f"In fastai use LayerStatsCallback()")
-    w = Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler)
-    w._enter()
-    ended = False
-    try:
-        yield w
-        ended = True
-    finally:
-        w._backward()
-        w.pred = None
-        w.watcher.end_epoch(normal=ended, last=True)
-        w.watcher.end_fit()
-        w.watcher.detach()
+    if scaler is not None and (isinstance(scaler, type) or not hasattr(scaler, 'get_scale')):
+        raise TypeError(f"scaler is the loop's torch.amp.GradScaler; got {scaler!r}")
+    check_names('watch', settings, (*PROBES, *SETTINGS, 'scaler'))
+    return Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler)

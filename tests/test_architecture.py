@@ -31,9 +31,9 @@ READING   = dict(reading='record', answering='', reporting='reading', comparing=
                  **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
                  states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
                  drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
-COATS     = dict(callbacks='constant diagnosing planning watching plots reporting record rules stats probes verifying',
+COATS     = dict(callbacks='constant diagnosing drawing planning watching plots reporting record rules stats probes verifying',
                  verifying='answering diagnosing mending', mending='', checking='advising answering diagnosing evidence findings rules watching',
-                 watchdog='callbacks diagnosing evidence rules',
+                 watchdog='callbacks diagnosing evidence planning rules',
                  lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
 MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
 HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
@@ -205,7 +205,7 @@ def test_readme_callbacks_and_their_defaults():
 def test_readme_settings_are_those_of_the_callbacks():
     import inspect
     from fastgradstats.probes import PROBES
-    args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - set(PROBES)
+    args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - {*PROBES, 'unknown'}
     assert {n for r in table('Settings') for n in code(r[0])} == args
 
 def test_readme_rules_are_all_there_are_in_the_order_of_cause():

@@ -1,5 +1,6 @@
 "What the callbacks promise: training is not changed, nothing is left behind, one record over a Learner's whole life."
 import copy
+import json
 import pickle
 import random
 import subprocess
@@ -18,8 +19,8 @@ from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats import (ActivationHistCallback, DeadUnitCallback, GradStatsCallback, LayerStatsCallback, Record, diagnose,
-                           statistic, watch)
+from fastgradstats import (ActivationHistCallback, DeadUnitCallback, DiagnosisCallback, GradStatsCallback, LayerStatsCallback,
+                           Record, diagnose, statistic, watch)
 from fastgradstats.planning import DEFAULTS, Plan
 from fastgradstats.probes import PROBES
 from fastgradstats.watching import Watcher
@@ -282,9 +283,52 @@ def test_modules_that_match_nothing_are_named(wrong, match):
     (dict(grad=3), TypeError, 'statistic'), (dict(grad=['norm', 'norm']), ValueError, 'given twice'),
     (dict(grad=['frac_dead']), ValueError, 'belongs to activation'), (dict(unit_dim='a'), ValueError, 'unit_dim is'),
     ({p: None for p in PROBES}, ValueError, 'nothing to measure'), (dict(grads=['norm']), TypeError, 'grads'),
+    (dict(grads=['norm']), TypeError, "'grads' is not an argument of LayerStatsCallback. Did you mean 'grad'[?] There are grad, "),
+    (dict(norm=True), TypeError, r"It is a statistic, given where it is measured: activation=\['norm'\]. There are"),
+    (dict(with_hist=True), TypeError, "'with_hist' is not an argument of LayerStatsCallback. There are"),
+    (dict(verbose=3), ValueError, 'verbose is True or False; got 3'), (dict(per_call='yes'), ValueError, 'per_call is True or'),
+    (dict(unit_dim=True), ValueError, 'unit_dim is'), (dict(every=lambda: True), ValueError, 'every is'),
+    (dict(modules=lambda m: True), TypeError, 'modules is a glob'), (dict(grad=False), TypeError, 'grad is a list of statistics, None'),
     (dict(modules='*', activation=None), ValueError, 'modules chooses where activation and grad_output are read')])
 def test_bad_arguments_raise_before_an_epoch_is_spent(kw, error, match):
     with pytest.raises(error, match=match): LayerStatsCallback(**kw)
+    with pytest.raises(TypeError if 'verbose' in kw else error): watch(mlp(), torch.optim.SGD(mlp().parameters()), **kw)
+
+def test_arguments_of_the_presets_are_checked_in_their_own_name():
+    for cls in (GradStatsCallback, ActivationHistCallback, DeadUnitCallback):
+        with pytest.raises(TypeError, match=f"'sampel' is not an argument of {cls.__name__}. Did you mean 'sample'"): cls(sampel=1)
+    with pytest.raises(TypeError, match="of DiagnosisCallback. Did you mean 'stop_on'"): DiagnosisCallback(stop=1)
+    for kw, match in ((dict(stop_on=len), 'is not a rule'), (dict(rules='starved'), 'rules is a list of rules'),
+                      (dict(rules=['starved']), 'rules is a list of rules'), (dict(check=0), 'check is a whole number'),
+                      (dict(every=lambda i: True), 'every is a whole number')):
+        with pytest.raises((TypeError, ValueError), match=match): DiagnosisCallback(**kw)
+
+def test_whole_numbers_of_numpy_are_taken():
+    cb = LayerStatsCallback(every=np.int64(2), window=np.int32(3), sample=np.int64(500), unit_dim=np.int64(1), per_call=np.bool_(False))
+    assert json.dumps(cb.layer_plan.describe()) and cb.layer_plan.due(2, 0) and not cb.layer_plan.due(3, 0)
+    assert cb.layer_plan.describe() == LayerStatsCallback(every=2, window=3, sample=500, unit_dim=1).layer_plan.describe()
+
+def test_nothing_measured_is_told_and_no_layer_is_blamed():
+    def told(every):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter('always')
+            learn = learner('mlp')
+            learn.fit(2, cbs=LayerStatsCallback(every=every, verbose=False)); learn.fit(1)
+        return [str(w.message) for w in found if 'fastgradstats' in str(w.message)], learn.layer_stats
+    def never(i): return i > 99
+    texts, rec = told(never)
+    assert texts == ['fastgradstats: nothing was measured: every=never was true at none of the 10 iterations, which are numbered from 0']
+    assert len(rec) == 10 and not rec.meta['not_hooked']
+    assert told(lambda i: i == 9)[0] == []
+
+class Bare(nn.Module):
+    def __init__(self): super().__init__(); self.w = nn.Parameter(torch.randn(6, 3))
+    def forward(self, x): return x @ self.w
+
+def test_a_model_without_layers_inside():
+    fit = lambda **kw: learner(((lambda: Bare()), (6,)), LayerStatsCallback(verbose=False, **kw)).fit(1)
+    with pytest.raises(ValueError, match=r"modules='\*' matches nothing: this Bare has no layers inside"): fit(modules='*')
+    fit()
 
 
 # --- what adds nothing -----------------------------------------------------------------------------------------------
@@ -511,7 +555,7 @@ def test_the_callbacks_answer_as_fastai_names_them():
     mean, std, near = hist.layer_stats(-2)
     np.testing.assert_allclose(mean, learn.layer_stats['activation', 'mean'][:, -2], rtol=1e-6)
     assert len(mean) == len(std) == len(near) == 15 and hist.hist(-2).shape == (40, 15)
-    with pytest.raises(IndexError, match='there are 2 activations'): hist.hist(2)
+    with pytest.raises(IndexError, match='there is no layer 2; give -2 to 1'): hist.hist(2)
 
 def test_fastbooks_calls_give_what_activation_stats_gives():
     from fastai.callback.hook import ActivationStats
@@ -703,6 +747,34 @@ def test_watch_refuses_what_is_no_optimizer():
         with watch(mlp(), None): pass
     with pytest.raises(TypeError, match='is not an argument'):
         with watch(mlp(), torch.optim.SGD(mlp().parameters()), grads=['norm']): pass
+    for kw, match in ((dict(verbose=False), "'verbose' is not an argument of watch"), (dict(scaler=True), 'scaler is the loop')):
+        with pytest.raises(TypeError, match=match): watch(mlp(), torch.optim.SGD(mlp().parameters()), **kw)
+
+def test_watch_used_wrongly_is_told():
+    model = mlp()
+    opt   = torch.optim.SGD(model.parameters(), lr=.1)
+    for first in (opt, learner('mlp'), model.parameters()):
+        with pytest.raises(TypeError, match='watch takes the model, an nn.Module, then the optimizer'): watch(first, opt)
+    w = watch(model, opt)
+    for use in (lambda: w.loss(torch.ones(())), lambda: w.record, w.grads):
+        with pytest.raises(ValueError, match='put the loop into .with watch'): use()
+    with pytest.warns(UserWarning, match='nothing was recorded.*model.train'):
+        with w:
+            with pytest.raises(TypeError, match='got None'): w.loss(None)
+            model.eval()(torch.randn(8, 6))
+    with pytest.warns(UserWarning, match="none of the optimizer's parameters is the model's"):
+        with watch(mlp(), opt) as v: v.loss(v.model(torch.randn(8, 6)).sum()).backward()
+    assert not hooks_on(model) and not w.record.meta['not_hooked']
+
+def test_watch_leaves_a_zero_grad_of_ones_own_and_another_watch_in_place():
+    model = mlp()
+    opt   = torch.optim.SGD(model.parameters(), lr=.1)
+    opt.zero_grad = own = lambda set_to_none=True: type(opt).zero_grad(opt, set_to_none)
+    with watch(model, opt) as w:
+        outer = opt.zero_grad
+        with watch(model, opt): assert opt.zero_grad is not outer
+        assert opt.zero_grad is outer
+    assert opt.zero_grad is own
 
 def test_watch_takes_its_hooks_off_after_an_error():
     def step(i, model, opt, w):
