@@ -12,13 +12,17 @@ BATCHNORM = {3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}       # by
 
 
 class _Standardise(Callback):
-    "Shift and scale every input by the mean and std of the first batch."
+    """Shift and scale every input by the mean and std of the first batch. Of a table each column by its own; columns of
+    whole numbers among others may be categories and stay."""
     order = 5
     def before_batch(self):
         x = self.xb[0]
         if not hasattr(self, 'stats'):
             dims = [0] if x.dim() == 2 else [0, *range(2, x.dim())] if x.dim() > 3 else list(range(x.dim()))
-            self.stats = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp_min(1e-6)
+            mean, std = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp_min(1e-6)
+            whole = (x == x.round()).all(0, keepdim=True)
+            if x.dim() == 2 and not whole.all(): mean, std = mean.masked_fill(whole, 0), std.masked_fill(whole, 1)
+            self.stats = mean, std
         self.learn.xb = ((x - self.stats[0]) / self.stats[1], *self.xb[1:])
 
 class _Zero(Callback):

@@ -109,9 +109,9 @@ def _outgrown(r):
     return float(out / inp) if inp > 0 else float(out)
 
 def _no_gradient(r, layers):
-    "Whether most of these layers had no gradient in the first iterations."
+    "Whether most of these layers had no gradient at first."
     if ('grad', 'norm') not in r.rec: return True
-    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[:3]).any(0)) < .5
+    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[0]) > 0) < .5
 
 def _backward(r):
     if ('grad', 'norm') not in r.rec or len(r.layers) < 3: return ''

@@ -351,7 +351,7 @@ def test_advice_that_does_not_run_is_told_and_nothing_raised():
     from fastgradstats.diagnosing import Report
     from fastgradstats.verifying import verify
     g = torch.Generator().manual_seed(0)
-    x = torch.cat([torch.arange(64)[:, None] % 4, torch.randn(64, 2, generator=g)], 1)
+    x = torch.cat([torch.arange(64)[:, None] % 4, torch.randn(64, 2, generator=g).round()], 1)      # whole numbers all over
     learn = Learner(DataLoaders.from_dsets(TensorDataset(x, torch.arange(64) % 3), TensorDataset(x, torch.arange(64) % 3), bs=16, device='cpu'),
                     Codes(), loss_func=nn.CrossEntropyLoss(), lr=.1)
     with learn.no_bar(), learn.no_logging(): learn.fit(2, cbs=LayerStatsCallback(verbose=False))
@@ -405,3 +405,28 @@ def test_what_indices_feed_is_not_judged_by_their_scale():
     ds = list(zip(x, (x[:, 1] > 0).long()))
     assert not [f for f in check_init(Learner(DataLoaders(DataLoader(ds, bs=32), DataLoader(ds, bs=32), device='cpu'), Net(), loss_func=nn.CrossEntropyLoss())).findings
                 if f.rule == 'bad_init']
+
+def test_inputs_are_standardised_but_for_categories():
+    from fastgradstats.mending import _Standardise
+    def through(x):
+        cb = _Standardise(); cb.learn = type('L', (), dict(xb=(x,)))()
+        cb.before_batch()
+        return cb.learn.xb[0]
+    g = torch.Generator().manual_seed(0)
+    x = torch.cat([torch.arange(64)[:, None] % 4, 50 + 9 * torch.randn(64, 2, generator=g)], 1)
+    y = through(x)
+    assert torch.equal(y[:, 0], x[:, 0]) and y[:, 1:].mean(0).abs().max() < 1e-5 and torch.allclose(y[:, 1:].std(0), torch.ones(2))
+    pixels = torch.randint(0, 256, (64, 20), generator=g).float()
+    assert torch.allclose(through(pixels).std(0), torch.ones(20), atol=1e-5)
+    maps = torch.randint(0, 256, (8, 3, 5, 5), generator=g).float()
+    assert torch.allclose(through(maps).std((0, 2, 3)), torch.ones(3), atol=1e-5)
+
+@pytest.mark.parametrize('act,norm,fix', [(nn.Sigmoid, False, {'activation': 'tanh', 'init': 'xavier'}), (nn.ReLU, True, {'init': 'xavier'}),
+                                          (nn.ReLU, False, {'init': 'xavier', 'norm': 'batch'})])
+def test_the_fix_for_a_signal_that_fades_is_the_nets_own(act, norm, fix):
+    from fastgradstats.advising import signal
+    from fastgradstats.evidence import run
+    learn = make(depth=2)
+    learn.model = nn.Sequential(nn.Linear(20, 20), *([nn.BatchNorm1d(20)] if norm else []), act(), nn.Linear(20, 2))
+    learn.fit(1, cbs=LayerStatsCallback(verbose=False))
+    assert signal(run(learn.layer_stats)) == fix
