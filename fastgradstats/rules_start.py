@@ -66,8 +66,7 @@ def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
     last weight), as far as recorded; up to the first activation whose units are dead, which cuts what follows off."""
     rec, out = r.rec, []
-    coded    = 'grad' in rec.layers and rec.layers['grad'].type.str.startswith('Embedding').any()  # indices
-    if ('input', 'std') in rec and not coded: out.append(('input', np.nanmax(r.get('input', 'std')[0], initial=0)))
+    if ('input', 'std') in rec: out.append(('input', _input_std(r)))
     whole = True
     if ('activation', 'std') in rec:
         dead = ('activation', 'frac_dead')
@@ -105,8 +104,14 @@ def _outgrown(r):
     "Standard deviation of the first outputs over that of the inputs (1 where those are no numbers); 0: not recorded."
     if ('output', 'std') not in r.rec: return 0.
     out = np.nanmax(r.get('output', 'std')[0], initial=0)
-    inp = np.nanmax(r.get('input', 'std')[0], initial=0) if ('input', 'std') in r.rec else 0.
+    inp = _input_std(r)
     return float(out / inp) if inp > 0 else float(out)
+
+def _input_std(r):
+    "Of the inputs before the first step; 1 where an embedding takes some of them, as indices have no scale."
+    if ('input', 'std') not in r.rec: return 0.
+    if 'grad' in r.rec.layers and r.rec.layers['grad'].type.str.startswith('Embedding').any(): return 1.
+    return float(np.nanmax(r.get('input', 'std')[0], initial=0))
 
 def _no_gradient(r, layers):
     "Whether most of these layers had no gradient at first."
