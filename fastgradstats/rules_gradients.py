@@ -108,8 +108,8 @@ def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     z    = np.array([np.nanmedian(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in zero.T])
     with np.errstate(invalid='ignore'):
         hit = (z > limit) & (z < .9999) & (near > .05 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)
-        last = (near > .9 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)     # what is left is at the edge
         gone = z >= .9999
+        last = ~gone & (near > .9 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)      # the rest: at the edge
     if not hit.any() and gone.any() and last.any() and (gone | last).all():
         k = int(gone.argmax())
         yield _underflow(r, gone, float(z[k]), limit, f"every gradient of {named(list(np.array(r.layers)[gone]))} is "

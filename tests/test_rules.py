@@ -99,6 +99,15 @@ def test_gradients_that_are_all_gone_in_half_precision():
     p = gone(1e-5); p.v['output', 'min'][:] = p.v['output', 'max'][:] = .5                  # one answer to all: no gradient
     assert first(p).rule == 'starved'
 
+@pytest.mark.parametrize('learns', [False, True])
+def test_a_step_that_killed_the_net_is_named_though_the_loss_came_back_at_once(learns):
+    p = Planted() if learns else Planted().starve(slice(4, None))
+    p.v['update', 'norm'][3, 3] = 1.4 * 5
+    p.iters['loss'][3] = 2.3; p.iters['loss'][4] = 5.8
+    found = {f.rule: f for f in diagnose(p.record()).findings}
+    assert ('step_too_large' in found) != learns
+    if not learns: assert '5.8 after for a moment' in found['step_too_large'].evidence
+
 # --- advice ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', RULES)
 def test_every_key_of_a_fix_is_in_the_advice(name):
@@ -190,6 +199,14 @@ def test_half_precision_that_lets_only_the_last_layer_through():
     found = gone(2. ** -22)
     assert found.rule == 'fp16_underflow' and len(found.layers) == Planted().layers - 1 and 'just above 6e-8' in found.evidence
     assert gone(2. ** -10).rule != 'fp16_underflow'
+
+def test_a_net_that_died_is_no_underflow():
+    "Gradients of a few first iterations, however small, and exact zeros ever after."
+    p = Planted().starve()
+    p.v['grad', 'frac_zero'][5:] = 1.
+    h = p.v['grad', 'hist']; h[:] = 0.; h[:, :, 194] = 1000.
+    h[0, :, 194 + 40] = 100.
+    assert 'fp16_underflow' not in [f.rule for f in diagnose(p.record()).findings]
 
 def test_a_rule_that_a_record_is_not_about_is_neither_checked_nor_skipped():
     rep = diagnose(Planted().record())
