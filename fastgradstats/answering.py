@@ -15,8 +15,10 @@ ORDER    = ['yes', 'mostly yes', 'undecided', 'mostly no', 'no']
 def answer(c):
     "One paragraph on a Comparison."
     if len(c.runs) < 2: return f"Only {next(iter(c.runs))} was recorded: there is nothing to compare it with."
+    if c.unranked: return (f"Which net is better cannot be told: of {join(c.unranked)} neither loss nor accuracy is "
+                           f"known. In a plain loop give the loss to watch: w.loss(loss). {_bare(c)}".strip())
     return ' '.join(p for p in (_lead(c), _who(c), _sooner(c), _later(c), _per_loss(c), _same_size(c), _meaning(c),
-                                _sick(c)) if p)
+                                _sick(c), _bare(c)) if p)
 
 
 def _lead(c):
@@ -41,6 +43,8 @@ def _who(c):
     rest = f" of {len(c.runs)}, compared here with the worst, {worse}" if len(c.runs) > 2 else ''
     if not both: return (f"{better} ends the better net{rest}; the final losses cannot be compared, one net's is not "
                          f"finite in any seed.")
+    if all(x == y for x, y in both):
+        return f"Both end with the same, {ends}; {better} is called the better one here{rest}."
     if wins == len(both):
         return f"{better} ends the better net{rest}: {ends} (lower loss in {of(wins, len(both), 'seed')})."
     return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} "
@@ -49,7 +53,7 @@ def _who(c):
 def _sooner(c):
     k = c.cells('first', 'norm')
     if not k.n: return (f"The norms of the weight gradients in iterations {c.span('first')} cannot be compared: not "
-                        f"recorded, or not finite.")
+                        f"measured, or not finite.")
     return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight "
             f"gradients is {spread(k.ratio)} times the other's, {pairs(k)}.")
 
@@ -101,7 +105,8 @@ def _per_loss(c):
             f"other's, {pairs(k)}.")
 
 def _same_size(c):
-    if c.layer is None or any(n[0] in c.order for n in c.nonfinite) and not c.cells('last', 'norm').n: return ''
+    if c.layer is None or not c.cells('first', 'norm').n: return ''
+    if any(n[0] in c.order for n in c.nonfinite) and not c.cells('last', 'norm').n: return ''
     worse, better = c.order
     pair = c.twins()
     if pair is None: return f"At no time is |g| of {c.layer} early in {worse} as small as late in {better}."
@@ -112,7 +117,8 @@ def _same_size(c):
                      f"{num(gain)})")
         es.append(e)
     apart = max(es) / min(es) if min(es) > 0 else np.inf
-    tell  = (f"elasticity tells them apart by a factor of {num(apart)}" if apart >= 10 else
+    tell  = ("their elasticity was not measured" if np.isnan(es).any() else
+             f"elasticity tells them apart by a factor of {num(apart)}" if apart >= 10 else
              "elasticity does not tell them apart")
     return f"An equal |g| of {c.layer} is found at both ends, {words[0]} and {words[1]}: {tell}."
 
@@ -121,6 +127,9 @@ def _meaning(c):
     a, b = c.state(worse, 'first'), c.state(better, 'last')
     show = lambda n, p: (f"elasticity {num(c.middle(n, p, 'grad', 'elasticity', 'median layer'))}, "
                          f"gain {num(c.middle(n, p, 'iters', 'gain'))}")
+    none = [n for n, s in ((worse, a), (better, b)) if s == 'not measured']
+    if none: return (f"Whether small means starved or converged cannot be told: elasticity was not measured of "
+                     f"{join(none)}; it needs 'norm' of 'grad' and of 'weight', and the loss.")
     begin, end = f"{worse} begins {a} ({show(worse, 'first')})", f"{better} ends {b} ({show(better, 'last')})"
     if a == 'starved' and b == 'converged':
         return (f"What separates the two kinds is elasticity and gain: {begin}, its gradients small before anything is "
@@ -135,6 +144,12 @@ def _meaning(c):
 def _sick(c):
     runs = [f"{name} seed {seed} from iteration {it}" for (name, seed), it in c.nonfinite.items()]
     return f"Not finite, and from there on in no median: {join(runs)}." if runs else ''
+
+def _bare(c):
+    "The nets of which a record holds no measured iteration."
+    bare = [n for n, recs in c.runs.items() if not any(r.iters.measured.any() for r in recs)]
+    return (f"Of {join(bare)} nothing was measured but loss and accuracy: no iteration was due, see `every`."
+            if bare else '')
 
 
 # --- numbers as text -------------------------------------------------------------------------------------------------

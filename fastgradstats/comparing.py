@@ -23,6 +23,7 @@ from .thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
 from .thresholds import STARVED as STARVED_E
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
+SMOOTH, MANY = 9, 40              # a bold curve of more points than MANY is a rolling median of SMOOTH
 COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette
 
 
@@ -135,11 +136,11 @@ class Comparison:
 
     @cached_property
     def nonfinite(self):
-        "{(name, seed): first iteration with a loss or weight gradient that is NaN or infinite}"
+        "{(name, seed): first iteration with a loss or weight gradient that is NaN or infinite}; an untold loss is not"
         out = {}
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):
-                bad = ~np.isfinite(rec.iters.loss.to_numpy())
+                bad = ~np.isfinite(rec.iters.loss.to_numpy()) & rec.iters.loss.notna().any()
                 if ('grad', 'frac_nonfinite') in rec:
                     bad |= np.nan_to_num(rec['grad', 'frac_nonfinite']).max(1, initial=0) > 0
                 if bad.any(): out[name, seed] = int(count(rec)[bad.argmax()])
@@ -162,13 +163,22 @@ class Comparison:
         return out
 
     @cached_property
+    def unranked(self):
+        "Names of the nets of which neither a loss nor an accuracy is known."
+        out = [n for n, recs in self.runs.items() if not any(r.iters.loss.notna().any() for r in recs)]
+        sick = {n for n, _ in self.nonfinite}
+        return [n for n in out if n not in sick and not np.isfinite(self.middle(n, 'last', 'epochs', 'accuracy'))]
+
+    @cached_property
     def order(self):
-        """(worse, better) of the names: by final accuracy where it was measured, else by final loss (medians over
-        seeds)."""
+        """(worse, better) of the names: by final accuracy where it was measured of all, else by final loss (medians
+        over seeds)."""
+        good = {n: self.middle(n, 'last', 'epochs', 'accuracy') for n in self.runs}
+        told = np.isfinite(list(good.values())).all()
         def rank(name):
-            acc, loss = self.middle(name, 'last', 'epochs', 'accuracy'), self.middle(name, 'last', 'iters', 'loss')
-            sick      = sum(n == name for n, _ in self.nonfinite) / len(self.runs[name])
-            return (sick > .5, -acc if np.isfinite(acc) else 0., loss if np.isfinite(loss) else np.inf)
+            loss = self.middle(name, 'last', 'iters', 'loss')
+            sick = sum(n == name for n, _ in self.nonfinite) / len(self.runs[name])
+            return (sick > .5, -good[name] if told else 0., loss if np.isfinite(loss) else np.inf)
         names = sorted(self.runs, key=rank)
         return names[-1], names[0]
 
@@ -212,7 +222,7 @@ class Comparison:
         STARVED_E."""
         e, loss = self.middle(name, phase, 'grad', 'elasticity', MEDIAN), self.middle(name, phase, 'iters', 'loss')
         gain, const = (self.middle(name, phase, 'iters', s) for s in ('gain', 'loss_constant'))
-        if not np.isfinite(loss): return 'non-finite'
+        if not np.isfinite(loss): return 'non-finite' if any(n == name for n, _ in self.nonfinite) else 'not measured'
         if phase == 'last' and sum(n == name for n, _ in self.dead) > len(self.runs[name]) / 2: return 'dead'
         start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name]
                              if np.isfinite(r.iters.loss[0])])
@@ -255,11 +265,16 @@ class Comparison:
                   ("validation accuracy after an epoch", 'epochs', 'accuracy', '', acc, self._ends(epoch_names))]
         out = []
         for title, probe, stat, at, fmt, when in rows:
-            have = {n: {p: self.value(n, p, probe, stat, at) for p in ('first', 'last')} for n in self.runs}
+            have = {n: {p: self._seen(n, self.value(n, p, probe, stat, at)) for p in ('first', 'last')}
+                    for n in self.runs}
             if not any(np.isfinite(v).any() for d in have.values() for v in d.values()): continue
             for i, phase in enumerate(('first', 'last') if when['first'] != when['last'] else ('last',)):
                 out.append((title if i == 0 else '', when[phase], {n: cell(d[phase], fmt) for n, d in have.items()}))
         return out
+
+    def _seen(self, name, v):
+        "A number a seed without the seeds in which it was not measured."
+        return v[[np.isfinite(x) or (name, seed) in self.nonfinite for seed, x in enumerate(v)]]
 
     def _ends(self, name):
         "Names of the first and the last window, or epoch; just 'first' and 'last' where the records differ."
@@ -299,7 +314,8 @@ class Comparison:
                   (f"dead units by windows, {deep_act}", lambda r: dead_line(r, deep_act), 'share', None)]
         fig, axs = plt.subplots(2, 4, figsize=(16, 7.4), layout='constrained', sharex=True)
         colors   = dict(zip(self.runs, COLORS * len(self.runs)))
-        for ax, (title, read, scale, mark) in zip(axs.flat, panels): self._panel(ax, title, read, scale, mark, colors)
+        calm = [self._panel(ax, title, read, scale, mark, colors)
+                for ax, (title, read, scale, mark) in zip(axs.flat, panels)]
         for ax in axs[1]: ax.set_xlabel('iteration')
         rec = next(iter(self.runs.values()))[0]
         for phase in ('first', 'last'):                   # the iterations of the table
@@ -310,23 +326,27 @@ class Comparison:
         fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()],
                    ncols=len(colors),
                    loc='outside upper left', frameon=False, fontsize=11)
-        note = ('thin: a seed; bold: their median, smoothed over 9 iterations' if seeds > 1 else
-                'bold: smoothed over 9 iterations')
-        note = f"{note}; grey: the first and last iterations, compared in the table"
+        words = ['thin: a seed; bold: their median' if seeds > 1 else 'bold' if any(calm) else '',
+                 f'smoothed over {SMOOTH} points where there are more than {MANY}' if any(calm) else '']
+        note  = ', '.join(w for w in words if w)
+        note  = '; '.join(w for w in (note, 'grey: the first and last iterations, compared in the table') if w)
         fig.text(.995, .99, note, ha='right', va='top', fontsize=9, color='.35')
         return fig
 
     def _panel(self, ax, title, read, scale, mark, colors):
+        "One panel; whether any of its curves was smoothed."
         lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()]
                  for n, recs in self.runs.items()}
         if self.upto is not None: lines = {n: [s[s.index < self.upto] for s in ss] for n, ss in lines.items()}
         ax.set_title(title, fontsize=10, loc='left')
         ax.spines[['top', 'right']].set_visible(False)
         if not any(lines.values()):
-            ax.text(.5, .5, 'not recorded', ha='center', va='center', transform=ax.transAxes, color='.5')
+            ax.text(.5, .5, 'not measured', ha='center', va='center', transform=ax.transAxes, color='.5')
             ax.set_yticks([])
-            return
-        floor = None
+            return False
+        none = [n for n, ss in lines.items() if not ss]
+        if none: ax.text(.01, .01, f"not measured of {', '.join(none)}", transform=ax.transAxes, fontsize=8, color='.3')
+        floor, calm = None, False
         if scale == 'zero':                               # a log scale with a place for exact zeros
             pos   = np.concatenate([s[(s > 0) & np.isfinite(s)].to_numpy() for ss in lines.values() for s in ss])
             floor = 10 ** (np.floor(np.log10(np.quantile(pos, .02))) - 1) if len(pos) else 1e-9
@@ -337,7 +357,8 @@ class Comparison:
             both = pd.concat(ss, axis=1)
             mid  = both[both.notna().sum(axis=1) * 2 > len(ss) - 1].median(axis=1)
             step = np.median(np.diff(mid.index)) if len(mid) > 1 else 1
-            if len(mid) > 40 and step <= 2: mid = mid.rolling(9, center=True, min_periods=1).median()
+            if len(mid) > MANY and step <= 2:
+                mid, calm = mid.rolling(SMOOTH, center=True, min_periods=1).median(), True
             ax.plot(mid.index, put(mid), color=colors[name], lw=2.2)
         if scale in ('log', 'zero'): ax.set_yscale('log')
         if floor is not None:
@@ -356,6 +377,7 @@ class Comparison:
             ax.text(.99, mark[0], f' {mark[1]} {mark[0]:g}', transform=ax.get_yaxis_transform(), ha='right',
                     va='bottom', fontsize=8,
                     color='.3')
+        return calm
 
     def _deep_activation(self):
         "The activation layer nearest to the output that every net has, else None."

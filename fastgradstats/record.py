@@ -328,8 +328,9 @@ class Record:
             wide = max(map(len, by))
             lines.append(f"  {'probe':<{wide}}  layers  statistics")
             lines += [f"  {p:<{wide}}  {len(self._layers[p]):>6}  {', '.join(ss)}" for p, ss in by.items()]
-        if len(it): lines.append(f"  loss {_num(it.loss.iloc[0])} at iteration {it.iter.iloc[0]}, "
-                                 f"{_num(it.loss.iloc[-1])} at iteration {it.iter.iloc[-1]}")
+        if len(it) and it.loss.isna().all(): lines.append("  loss not known")
+        elif len(it): lines.append(f"  loss {_num(it.loss.iloc[0])} at iteration {it.iter.iloc[0]}, "
+                                   f"{_num(it.loss.iloc[-1])} at iteration {it.iter.iloc[-1]}")
         why = {}
         for name, reason in meta.get('not_hooked', {}).items(): why.setdefault(reason, []).append(name)
         for reason, names in why.items():

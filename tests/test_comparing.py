@@ -133,6 +133,52 @@ def test_a_net_that_died_is_named_and_not_called_better_for_its_zero_gradients()
     assert c.cells('last', 'norm').n == 8 and 'smaller in 8 of 8' in c.verdict
     assert 'poor seed 1 died at iteration 45' in c.verdict
 
+def told_nothing(r):
+    "As a plain loop that never called `w.loss`."
+    return Record(r.iters.assign(loss=np.nan, loss_constant=np.nan), {k: r[k] for k in r.keys()}, r.layers, r.windows)
+
+def never_due(r):
+    "As with an `every` that never came."
+    v = {k: np.full_like(r[k], np.nan) for k in r.keys() if k not in r.windows}
+    return Record(r.iters.assign(measured=False, loss_constant=np.nan), v, r.layers)
+
+def test_a_loss_that_was_not_told_is_not_non_finite():
+    c = compare({'poor': told_nothing(poor()), 'good': told_nothing(good())})
+    assert c.nonfinite == {} and c.state('poor', 'first') == c.state('good', 'last') == 'not measured'
+    assert 'of poor and good neither loss nor accuracy is known' in c.verdict and 'w.loss(loss)' in c.verdict
+    assert 'on-finite' not in repr(c) and 'ends the better net' not in c.verdict
+    assert 'loss not known' in repr(told_nothing(poor())) and 'nan' not in repr(told_nothing(poor()))
+    half = compare({'poor': poor(), 'good': told_nothing(good())})
+    assert 'of good neither' in half.verdict and 'on-finite' not in repr(half)
+    assert half.order == ('good', 'poor')                                    # an accuracy that one alone has ranks nobody
+
+def test_a_net_that_was_never_finite_is_told_by_its_gradients():
+    r = poor(bad_from=0)
+    r = Record(r.iters, {**{k: r[k] for k in r.keys()}, ('grad', 'frac_nonfinite'): np.ones((N, len(PARAMS)))}, r.layers, r.windows)
+    c = compare({'poor': r, 'good': good()})
+    assert c.nonfinite == {('poor', 0): 0} and c.state('poor', 'first') == 'non-finite' and c.order == ('poor', 'good')
+
+def test_nets_of_which_nothing_was_measured_are_named():
+    c = compare({'poor': poor(), 'good': never_due(good())})
+    assert 'Of good nothing was measured but loss and accuracy: no iteration was due, see `every`' in c.verdict
+    assert 'elasticity was not measured of good' in c.verdict and 'At no time' not in c.verdict
+    assert 'non-finite' not in repr(c)
+    assert any(t.get_text() == 'not measured of good' for a in c.plot().axes for t in a.texts)
+    same = compare({'a': never_due(good()), 'b': never_due(good())})
+    assert 'Both end with the same' in same.verdict and 'Of a and b nothing' in same.verdict
+    assert [t.get_text() for t in same.plot().axes[2].texts] == ['not measured']
+
+@pytest.mark.parametrize('n, seeds, words', [(30, 1, 'grey'), (30, 2, 'thin: a seed; bold: their median; grey'),
+    (60, 1, 'bold, smoothed over 9 points where there are more than 40; grey'),
+    (60, 2, 'thin: a seed; bold: their median, smoothed over 9 points where there are more than 40; grey')])
+def test_the_figure_says_whether_it_is_smoothed(n, seeds, words):
+    c   = compare({'poor': [poor(s, n=n) for s in range(seeds)], 'good': [good(s, n=n) for s in range(seeds)]})
+    fig = c.plot()
+    assert fig.texts[0].get_text().startswith(words)
+    bold = [l.get_ydata() for l in fig.axes[0].lines if l.get_linewidth() > 2][1]
+    raw  = np.median([r.iters.loss for r in c.runs['good']], axis=0)
+    assert np.allclose(bold, raw) == (n == 30)
+
 def test_only_weights_count_not_biases():
     a, b = poor(0), good(0)
     v    = {k: np.array(b[k]) for k in b.keys()}
@@ -192,7 +238,7 @@ def test_plot_draws_the_recorded_numbers_and_leaves_the_records_equal():
     for r in [*c.runs['poor'], *c.runs['good']]:
         assert any(len(y) == N and np.allclose(y, r['grad', 'norm'][:, 2]) for y in lines)
     assert len(fig.axes) == 8 and all(np.array_equal(b, r['grad', 'norm']) for b, r in zip(before, c.runs['good']))
-    assert not any(t.get_text() == 'not recorded' for a in fig.axes for t in a.texts)
+    assert not any('not measured' in t.get_text() for a in fig.axes for t in a.texts)
 
 def test_frame_and_csv_hold_everything(tmp_path):
     c = both()
