@@ -10,7 +10,7 @@ import numpy as np
 
 from .answering import join, num
 from .evidence import FEWEST, run, trailing
-from .record import DERIVED, Record
+from .record import DERIVED, Record, to_record
 from .rules import ALL, Unreadable
 from .states import VERDICTS, layer_verdicts, network_state      # noqa: F401
 from .thresholds import DEAD_JUMP, SETTLE
@@ -135,7 +135,7 @@ def _judge(rec, rules):
     for f in rules:
         if getattr(f, 'where', None) and not f.where(rec): continue
         lacks = missing(rec, f)
-        if lacks: skip(f, f"{join([_said(k) for k in lacks])} not recorded", _how(lacks)); continue
+        if lacks: skip(f, f"{join([_said(k) for k in lacks])} not recorded", _how(rec, lacks)); continue
         if not len(r): skip(f, "no iteration was measured"); continue
         try: found = list(f(rec))
         except Unreadable as e: skip(f, str(e)); continue
@@ -165,7 +165,7 @@ def _has(rec, key):
 
 def _said(key): return f"the {key[1].replace('_', ' ')}" if key[0] == 'iters' else f"{key[1]!r} of {key[0]!r}"
 
-def _how(keys):
+def _how(rec, keys):
     "How to record them."
     made_of = {('grad', 'elasticity'): [('grad', 'norm'), ('weight', 'norm')],
                ('update', 'ratio'):    [('update', 'norm'), ('weight', 'norm')]}
@@ -174,8 +174,7 @@ def _how(keys):
         if key[0] == 'iters': continue
         for probe, stat in made_of[key] if key in DERIVED and key in made_of else [key]:
             want.setdefault(probe, []).append(stat)
-    if want: out.append('Record with LayerStatsCallback(' + ', '.join(
-        f"{p}=[..., {', '.join(map(repr, dict.fromkeys(ss)))}]" for p, ss in want.items()) + ').')
+    if want: out.append(f"Record with {to_record(rec, want)}.")
     if any(p == 'iters' for p, _ in keys): out.append("In a plain loop give the loss to watch: w.loss(loss).")
     return ' '.join(out)
 

@@ -5,6 +5,8 @@ kept by windows (`hist`, `frac_dead`, `frac_dormant`) is `(window, layer, ...)`,
 """
 from __future__ import annotations
 
+from difflib import get_close_matches
+
 import numpy as np
 import pandas as pd
 
@@ -13,6 +15,8 @@ from .storing import ALIVE, DEAD, DEAD_UNITS, ITER_COLS, NONFINITE, UNSEEN, Bins
 
 MAX_WINDOWS = 1024                # a histogram key keeps 512 to 1024 windows however long the run is
 RESERVED    = {*ITER_COLS, 'gain', 'row', 'probe', 'layer', 'unit_state'}   # not free as a statistic's name
+PROBES      = ('activation', 'grad_output', 'grad', 'grad_used', 'weight', 'update', 'input', 'output')
+NOT_ASKED   = {('update', 'lr'), ('grad', 'placebo')}       # recorded, but not by their names
 DERIVED     = {('grad', 'rms'):        "norm / sqrt(numel)",
                ('grad', 'per_loss'):   "norm / |loss|",
                ('grad', 'elasticity'): "|g| |w| / |loss|",
@@ -114,7 +118,7 @@ class Record:
         def get(probe, stat):
             if (probe, stat) not in self._values:
                 raise KeyError(f"{key[1]!r} of {key[0]!r} is {DERIVED[key]} and needs {stat!r} at {probe!r}, which was "
-                               f"not recorded. Add it with LayerStatsCallback({probe}=[..., {stat!r}])")
+                               f"not recorded. Add it with {to_record(self, {probe: [stat]})}")
             return self._values[probe, stat]
         loss = np.abs(self._iters.loss.to_numpy())[:, None]
         with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
@@ -138,16 +142,23 @@ class Record:
 
     def _why_not(self, key):
         if not (isinstance(key, tuple) and len(key) == 2):
-            return f"a record is read as rec[probe, statistic], for example rec['grad', 'norm']; got {key!r}"
+            return (f"a record is read as rec[probe, statistic], for example rec['grad', 'norm']; got {key!r}"
+                    + f". Read that as rec.iters[{key!r}]" * (isinstance(key, str) and key in self.iters))
         probe, stat = key
         probes = list(dict.fromkeys(p for p, _ in self._values))
+        here   = [s for p, s in self._values if p == probe]
         if probe not in probes:
-            return (f"{probe!r} was not recorded; recorded probes: {', '.join(probes) or 'none'}. "
-                    f"Add it with LayerStatsCallback({probe}=[{stat!r}])")
-        here = [s for p, s in self._values if p == probe]
+            ours = f"recorded probes: {', '.join(probes) or 'none'}"
+            if probe in PROBES:
+                return f"{probe!r} was not recorded; {ours}. Add it with {to_record(self, {probe: [stat]})}"
+            near = [f". Did you mean rec[{p!r}, {stat!r}]?" for p in get_close_matches(str(probe), probes, 1)]
+            return f"{probe!r} is no probe; {ours}{''.join(near)}"
         if stat == 'placebo': return "the placebo was not measured. Add it with LayerStatsCallback(placebo=True)"
+        more = [s for p, s in DERIVED if p == probe and (p, s) in self]
+        near = get_close_matches(str(stat), here + more, 1)
         return (f"{stat!r} was not recorded at {probe!r}; recorded there: {', '.join(here)}. "
-                f"Add it with LayerStatsCallback({probe}=[..., {stat!r}])")
+                + (f"Did you mean rec[{probe!r}, {near[0]!r}]? If not, add" if near else "Add")
+                + f" it with {to_record(self, {probe: [stat]})}")
 
     @property
     def units(self):
@@ -341,6 +352,12 @@ class Record:
                          f"of {cost['of']:.2f} s)")
         return '\n'.join(lines)
 
+
+def to_record(rec, wanted):
+    "What to paste to record the statistics `wanted`, {probe: [names]}, beside those that `rec` has at these probes."
+    have  = {p: [s for q, s in rec.keys() if q == p and (q, s) not in NOT_ASKED] for p in wanted}
+    given = [f"{p}={list(dict.fromkeys([*have[p], *ss]))!r}" for p, ss in wanted.items()]
+    return f"LayerStatsCallback({', '.join(given)})"
 
 def coarsen(hist, windows, most=MAX_WINDOWS):
     "Merge neighbouring histogram windows pairwise until `most` or fewer are left. hist: (window, layer, bin)."

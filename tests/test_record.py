@@ -75,7 +75,10 @@ def test_indexing():
     np.testing.assert_array_equal(r[['grad', 'norm']], r['grad', 'norm'])
 
 @pytest.mark.parametrize('key,says', [
-    (('grad', 'l1'), r"'l1' was not recorded at 'grad'; recorded there: norm, mean, hist. Add it with LayerStatsCallback\(grad=\[..., 'l1'\]\)"),
+    (('grad', 'l1'), r"'l1' was not recorded at 'grad'; recorded there: norm, mean, hist. Add it with LayerStatsCallback\(grad=\['norm', 'mean', 'hist', 'l1'\]\)"),
+    (('gradd', 'norm'), r"'gradd' is no probe; recorded probes: grad, .*Did you mean rec\['grad', 'norm'\]\?"),
+    (('xyz', 'norm'), "'xyz' is no probe; recorded probes: grad, [a-z, ]+.$"), ('loss', r"Read that as rec.iters\['loss'\]"),
+    (('grad', 'nrom'), r"Did you mean rec\['grad', 'norm'\]\?"), (('grad', 'elastic'), r"Did you mean rec\['grad', 'elasticity'\]"),
     (('input', 'std'), r"'input' was not recorded; recorded probes: grad, weight, .*LayerStatsCallback\(input=\['std'\]\)"),
     ('norm', r"rec\[probe, statistic\].*got 'norm'"), (3, 'got 3'), (('grad', 'norm', 0), r"rec\['grad', 'norm'\]"),
     (('weight', 'elasticity'), "not recorded at 'weight'")])
@@ -84,11 +87,32 @@ def test_what_is_missing_is_named_with_its_remedy(key, says):
 
 def test_a_derived_quantity_names_what_it_needs():
     r = Record(iters(range(2)), {('grad', 'norm'): np.ones((2, 3))}, dict(grad=PAR))
-    with pytest.raises(KeyError, match=r"'elasticity' of 'grad' is .* needs 'norm' at 'weight'.*LayerStatsCallback\(weight=\[..., 'norm'\]\)"):
+    with pytest.raises(KeyError, match=r"'elasticity' of 'grad' is .* needs 'norm' at 'weight'.*LayerStatsCallback\(weight=\['norm'\]\)"):
         r['grad', 'elasticity']
     with pytest.raises(KeyError, match="'update'"): r['update', 'ratio']
     assert ('grad', 'elasticity') not in r and ('grad', 'per_loss') in r
     with pytest.raises(KeyError, match='recorded probes: none'): Record(iters([]), {}, {})['grad', 'norm']
+
+def test_the_advice_can_be_pasted_and_helps():
+    import re
+    import torch
+    from fastgradstats import LayerStatsCallback, watch
+    from fastgradstats.probes import PROBES
+    from fastgradstats import record
+    assert record.PROBES == PROBES
+    def run(**settings):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        opt   = torch.optim.SGD(model.parameters(), .1)
+        with watch(model, opt, **settings) as w:
+            for _ in range(3): w.loss(model(torch.randn(5, 3)).square().mean()).backward(); opt.step(); opt.zero_grad()
+        return w.record
+    for settings, key in [(dict(update=['norm']), ('update', 'std')), (dict(grad=['norm'], placebo=1), ('grad', 'std')),
+                          (dict(weight=None), ('grad', 'elasticity')), ({}, ('grad_used', 'norm'))]:
+        with pytest.raises(KeyError) as e: run(**settings)[key]
+        advice = re.search(r'LayerStatsCallback\((.*)\)', e.value.args[0])
+        assert '...' not in advice[0] and LayerStatsCallback(**eval(f'dict({advice[1]})'))
+        assert run(**{**settings, **eval(f'dict({advice[1]})')})[key].size
 
 def test_derived_quantities_by_hand():
     g = np.array([[3., 4., nan], [1., 0., 2.]])
