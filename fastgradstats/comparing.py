@@ -299,6 +299,7 @@ class Comparison:
         figure."""
         import matplotlib.pyplot as plt
         deep_act = self._deep_activation()
+        of       = f', {deep_act}' if deep_act else ''
         panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
                   ("validation accuracy", accuracy_line, 'linear', None),
                   (f"|g|, L2 norm, of {self.layer}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
@@ -309,9 +310,9 @@ class Comparison:
                    lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
                   (f"median of |g|, {self.deepest}",
                    lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
-                  (f"exact zeros in the activations, {deep_act}",
+                  (f"exact zeros in the activations{of}",
                    lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
-                  (f"dead units by windows, {deep_act}", lambda r: dead_line(r, deep_act), 'share', None)]
+                  (f"dead units by windows{of}", lambda r: dead_line(r, deep_act), 'share', None)]
         fig, axs = plt.subplots(2, 4, figsize=(16, 7.4), layout='constrained', sharex=True)
         colors   = dict(zip(self.runs, COLORS * len(self.runs)))
         calm = [self._panel(ax, title, read, scale, mark, colors)
@@ -320,7 +321,7 @@ class Comparison:
         rec = next(iter(self.runs.values()))[0]
         for phase in ('first', 'last'):                   # the iterations of the table
             n = count(rec)[self._phases(rec)[phase]]
-            for ax in axs.flat: ax.axvspan(n[0] - .5, n[-1] + .5, color='.92', lw=0, zorder=0)
+            for ax in axs.flat: ax.axvspan(n[0] - .4, n[-1] + .4, color='.92', lw=0, zorder=0)
         handles = [plt.Line2D([], [], color=c, lw=2.4) for c in colors.values()]
         seeds   = max(len(r) for r in self.runs.values())
         fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()],
@@ -335,6 +336,7 @@ class Comparison:
 
     def _panel(self, ax, title, read, scale, mark, colors):
         "One panel; whether any of its curves was smoothed."
+        from .drawing import log_axis, log_number
         lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()]
                  for n, recs in self.runs.items()}
         if self.upto is not None: lines = {n: [s[s.index < self.upto] for s in ss] for n, ss in lines.items()}
@@ -360,14 +362,11 @@ class Comparison:
             if len(mid) > MANY and step <= 2:
                 mid, calm = mid.rolling(SMOOTH, center=True, min_periods=1).median(), True
             ax.plot(mid.index, put(mid), color=colors[name], lw=2.2)
-        if scale in ('log', 'zero'): ax.set_yscale('log')
+        if scale in ('log', 'zero'): log_axis(ax.yaxis)
         if floor is not None:
             ax.set_ylim(floor / 1.6)
-            from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation
-            plain = LogFormatterSciNotation()
-            plain.set_axis(ax.yaxis)
-            ax.yaxis.set_major_formatter(FuncFormatter(
-                lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else plain(v, i)))
+            ax.yaxis.set_major_formatter(
+                lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else log_number(v))
             ax.axhline(floor, color='.8', lw=.8, zorder=0)
         if scale == 'share':
             ax.set_ylim(-.02, 1.02)

@@ -10,9 +10,10 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator, NullFormatter
 
-from .record import Record
+from .reading import nothing
+from .record import DEAD_UNITS, Record
 
 COLUMNS      = 1000               # what a picture can show side by side
 PALETTE      = sns.color_palette('colorblind')
@@ -23,6 +24,7 @@ NONFINITE    = PALETTE[3]         # vermilion: not in viridis
 DEPTH        = ListedColormap(plt.get_cmap('viridis')(np.linspace(.04, .86, 256)), name='depth')    # no pale end: lines
 HEAT         = ListedColormap(plt.get_cmap('viridis')(np.linspace(.06, 1, 256)), name='heat')     # black: exact zeros
 NEAR_ZERO    = .05
+ROUND        = [1, 2, 5, 10]      # steps between ticks
 
 PROBES = dict(activation='activation', grad_output='output gradient', grad='gradient', grad_used='used gradient',
               weight='parameter', update='update', input='model input', output='model output')
@@ -65,6 +67,7 @@ def pick_layers(rec, probe, layers=None):
     "Positions of `layers` (a glob, a name, an index, or a list of these) among those of `probe`, in network order."
     names = rec.layers[probe].layer.tolist()
     if layers is None: return list(range(len(names)))
+    if not names: raise ValueError(f"at {probe!r} {nothing(rec)}")
     where = f"the layers at {probe!r} are {', '.join(names) or 'none'}"
     found = set()
     for ask in layers if isinstance(layers, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) else [layers]:
@@ -89,7 +92,7 @@ def weight_layers(rec, probe):
 def usual_layer(rec, probe):
     "The layer shown when only one can be: the second weight layer (or the first, where there is but one)."
     idx = weight_layers(rec, probe)
-    if not idx: raise ValueError(f"no layer was recorded at {probe!r}")
+    if not idx: raise ValueError(f"at {probe!r} {nothing(rec)}")
     return idx[min(1, len(idx) - 1)]
 
 def one_layer(rec, probe, layer):
@@ -114,10 +117,25 @@ def as_groups(recs, what):
 
 # --- columns of time -------------------------------------------------------------------------------------------------
 def nonfinite_at(rec, key, v):
-    "Where the tensor itself held NaN or infinities (as far as the record knows): bool, as `v`."
-    bad, other = np.isinf(v), (key[0], 'frac_nonfinite')
-    if key not in rec.windows and key in rec.keys() and other in rec.keys(): bad = bad | (rec[other] > 0)
+    "Where what was read held NaN or infinities (as far as the record knows): bool, as `v`."
+    bad, here, grads = np.isinf(v), (key[0], 'frac_nonfinite'), ('grad', 'frac_nonfinite')
+    if key == DEAD_UNITS: return bad | _lost_layers(rec, v)
+    if key in rec.windows: return bad
+    if here in rec.keys(): bad = bad | (rec[here] > 0)
+    elif grads in rec.keys() and key[0] in ('grad_used', 'weight', 'update'):
+        at  = pd.Index(rec.layers['grad'].layer).get_indexer(rec.layers[key[0]].layer)
+        bad = bad | np.isnan(v) & (at >= 0) & (rec[grads][:, at] > 0)
+    it = rec.iters
+    if key[1] in ('elasticity', 'per_loss') and it.loss.notna().any():
+        bad = bad | np.isnan(v) & (it.measured & ~np.isfinite(it.loss)).to_numpy()[:, None]
     return bad
+
+def _lost_layers(rec, v):
+    "Where no unit of a layer was finite over a window.  # (window, layer)"
+    units = rec.units
+    if not len(units): return np.zeros(v.shape, bool)
+    lost = (units.state == 'non-finite').groupby([units.window, units.layer]).all().unstack(fill_value=False)
+    return lost.reindex(index=range(len(v)), columns=rec.layers['activation'].layer, fill_value=False).to_numpy()
 
 def columns(rec, key, v, bad):
     """Cells of a heat map: edges (column + 1,), values and non-finite flags (column, layer), rows a column. A cell
@@ -192,6 +210,11 @@ def label(rec, key, idx=None):
         elif key[1] not in ('ratio', 'frac_dead', 'frac_dormant'): name += f' of the {whose}'
     return f"{name} [{unit(rec, key)}]"
 
+def heading(rec, key, idx=None):
+    "What is drawn, as a title."
+    text = label(rec, key, idx).split(' [')[0]
+    return text[:1].upper() + text[1:]
+
 def num(v): return f'{v:.3g}' if np.isfinite(v) else 'not known'
 
 # --- scales, axes -----------------------------------------------------------------------------------------------------
@@ -221,6 +244,47 @@ def colours(v, log, share=False):
     lo, hi = f.min(), f.max()
     return Normalize(lo, hi if hi > lo else lo + (abs(lo) or 1)), HEAT, 'neither'
 
+class RoundLog(Locator):
+    "Ticks of a log scale: powers of ten; where few are in sight also 2 and 5, or else evenly spaced round numbers."
+    def __init__(self, most=8): self.most = most
+    def __call__(self): return self.tick_values(*self.axis.get_view_interval())
+    def tick_values(self, a, b):
+        lo, hi = sorted((a, b))
+        if not 0 < lo < hi: return []
+        tens = 10. ** np.arange(np.ceil(np.log10(lo) - 1e-9), np.floor(np.log10(hi) + 1e-9) + 1)
+        more = np.concatenate([[d, 2 * d, 5 * d] for d in [10. ** np.floor(np.log10(lo)), *tens]])
+        more = np.unique(more[(more >= lo) & (more <= hi)])
+        if len(tens) > 2 or len(tens) == 2 and len(more) > self.most: return tens[::-(-len(tens) // self.most)]
+        if len(more) > 2: return more[::-(-len(more) // self.most)]
+        even = MaxNLocator(self.most, steps=ROUND).tick_values(lo, hi)
+        return even[(even >= lo) & (even <= hi * (1 + 1e-9)) & (even > 0)]
+
+def log_number(v, _=None):
+    "A tick of a log scale in words: plain from 0.001 to 10,000."
+    e = np.log10(v) if v > 0 else 0.
+    if -3.5 < e < 4.5: return f'{v:g}'
+    return f'$10^{{{e:.0f}}}$' if abs(e - round(e)) < 1e-6 else f'{v:.0e}'
+
+def log_axis(axis, most=8):
+    "A logarithmic axis (an XAxis or YAxis) with ticks that can be read also where it spans less than a power of ten."
+    getattr(axis.axes, f'set_{axis.axis_name}scale')('log')
+    axis.set_major_locator(RoundLog(most))
+    axis.set_major_formatter(FuncFormatter(log_number))
+    axis.set_minor_formatter(NullFormatter())
+
+def colour_bar(ax, mesh, tall, **kwargs):
+    "A colour bar `tall` inches high with as many ticks as have room."
+    cb   = ax.figure.colorbar(mesh, ax=ax, extendfrac=min(.05, .08 / tall), **kwargs)
+    most = int(np.clip(tall / .25, 2, 8))
+    if isinstance(mesh.norm, LogNorm):
+        cb.ax.yaxis.set_major_locator(RoundLog(most))
+        cb.ax.yaxis.set_major_formatter(FuncFormatter(log_number))
+        cb.ax.minorticks_off()
+    elif not isinstance(mesh.norm, SymLogNorm): cb.ax.yaxis.set_major_locator(MaxNLocator(most, steps=ROUND))
+    cb.ax.tick_params(labelsize=8)
+    cb.outline.set_visible(False)
+    return cb
+
 def new_ax(ax, width=9., height=4.5):
     return ax if ax is not None else plt.subplots(figsize=(width, height), layout='constrained')[1]
 
@@ -235,12 +299,13 @@ def fit(ax, text, size, axis='y', share=1.):
 def tidy(ax): sns.despine(ax=ax)
 
 def layer_ticks(ax, names, axis='y', size=None):
-    "Layer names at 0, 1, 2 ...; every second, third ... where there is no room for all."
+    "Layer names at 0, 1, 2 ...; every second, third ... and the last where there is no room for all."
     box    = ax.get_window_extent()
     room   = (box.height if axis == 'y' else box.width) * 72 / ax.figure.dpi
-    size   = size or float(np.clip(room / max(len(names), 1) * .8, 5.5, 10))
-    step   = max(1, int(np.ceil(len(names) * size * 1.05 / room)))
+    size   = size or float(np.clip(room / max(len(names), 1) * .8, 7.5, 10))
+    step   = max(1, int(np.ceil(len(names) * size * 1.15 / room)))
     at     = list(range(0, len(names), step))
+    if at: at[-1] = len(names) - 1                                   # the last one is always named
     turn   = ({} if axis == 'y' else dict(rotation=90) if len(names) > 12 else
               dict(rotation=30, ha='right', rotation_mode='anchor'))
     getattr(ax, f'set_{axis}ticks')(at, [names[i] for i in at], fontsize=size, **turn)
@@ -281,20 +346,25 @@ def draw_heat(ax, rec, key, idx, *, log=None, bar=True, name=True):
                                                                  (NONFINITE, 'non-finite')]) if (code == i).any()]
     if shown: ax.legend(handles=shown, loc='lower right', bbox_to_anchor=(1, 1), ncols=3, frameon=False, fontsize=8,
                         handlelength=1, handleheight=1, borderaxespad=.2, columnspacing=1)
-    ax.set_ylim(len(idx) - .5, -.5)
+    ax.set_ylim(max(len(idx), 1) - .5, -.5)
     ax.set_xlim(edges[0], edges[-1])
     layer_ticks(ax, names_at(rec, key[0], idx))
     mark_epochs(ax, rec, color='w' if cmap is HEAT else '.3')
     for side in ax.spines.values(): side.set_visible(False)
     known = np.isfinite(cells).any()
-    if not known: ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', va='center', color='.4')
+    if not known and not (code == 2).any(): say_nothing(ax, rec)
     if bar and (known or name):
         tall = ax.get_window_extent().height / ax.figure.dpi                          # inches
-        cb   = ax.figure.colorbar(mesh, ax=ax, extend=extend, pad=.01, fraction=.05, aspect=np.clip(7 * tall, 10, 60))
+        cb   = colour_bar(ax, mesh, tall, extend=extend, pad=.01, fraction=.05, aspect=np.clip(7 * tall, 10, 60))
         if name: cb.set_label(fit(ax, label(rec, key, idx), 9), fontsize=9)
-        cb.ax.tick_params(labelsize=8)
-        cb.outline.set_visible(False)
+        if not known: cb.set_ticks([])
     return mesh
+
+def say_nothing(ax, rec):
+    "Write that nothing was measured over the iterations of the record."
+    ax.text(.5, .5, nothing(rec), transform=ax.transAxes, ha='center', va='center', color='.4')
+    it = rec.iters.iter
+    if len(it): ax.set_xlim(it.iloc[0] - .5, it.iloc[-1] + .5)
 
 def say(ax, text):
     "A panel that could not be drawn says why."

@@ -7,9 +7,11 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.ticker import PercentFormatter
 
 from .diagnosing import diagnose
-from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, as_key, check_record, draw_heat, fit,
-                      iter_axis, label, layer_ticks, mark_epochs, names_at, nanmedian, new_ax, num, one_layer,
-                      pick_layers, read, read_iters, say, smoothed, subject, tidy, unit, wants_log, weight_layers)
+from .drawing import (DEPTH, NETS, NONFINITE, NOT_MEASURED, PALETTE, as_groups, as_key, check_record, colour_bar,
+                      draw_heat, fit, heading, iter_axis, label, layer_ticks, log_axis, mark_epochs, names_at,
+                      nanmedian, new_ax, one_layer, pick_layers, read, read_iters, say, say_nothing,
+                      smoothed, subject, tidy, unit, wants_log, weight_layers)
+from .reporting import facts
 from .smallgrads import plot_small_gradients
 
 __all__ = ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart', 'plot_grad_flow',
@@ -19,6 +21,7 @@ LEAKY  = ("Dead: the unit's output never varied over the window. "
           "A leaky unit is never dead in this sense, by construction.")
 ASIDE  = dict(frameon=False, fontsize=8, title_fontsize=8, loc='upper left', bbox_to_anchor=(1.005, 1), borderaxespad=0)
 REMARK = dict(loc='right', fontsize=8, color='.4')
+DASHES = ('-', '--', ':', '-.')
 
 
 def plot_heat(
@@ -37,8 +40,7 @@ def plot_heat(
     draw_heat(ax, rec, key, idx, log=log)
     iter_axis(ax, rec)
     ax.set_ylabel('layer')
-    title = label(rec, key, idx).split(' [')[0]
-    ax.set_title(title[:1].upper() + title[1:], loc='left', fontsize=10)
+    ax.set_title(heading(rec, key, idx), loc='left', fontsize=10)
     return ax
 
 
@@ -62,25 +64,35 @@ def plot_lines(
         v    = read(rec, key)
         idx  = pick_layers(rec, key[0], layers)
         x, v = _x(rec, key), v[:, idx]
-    ax   = new_ax(ax, 10)
-    cols = [PALETTE[0]] if isinstance(key, str) else DEPTH(np.linspace(0, 1, len(idx)))
-    for i, c in enumerate(cols):
-        name = key if isinstance(key, str) else names_at(rec, key[0], [idx[i]])[0]
+    ax    = new_ax(ax, 10)
+    names = [key] if isinstance(key, str) else names_at(rec, key[0], idx)
+    looks = [dict(color=PALETTE[0])] if isinstance(key, str) else _looks(rec, key[0], idx)
+    for i, (name, look) in enumerate(zip(names, looks or [dict(color=c) for c in DEPTH(np.linspace(0, 1, len(idx)))])):
         keep = ~np.isnan(v[:, i])
-        ax.plot(x[keep], smoothed(v[keep, i], smooth), color=c, lw=1.3 if len(cols) <= 12 else .8, label=name,
-                marker='o' if keep.sum() == 1 else None, ms=4)
-    if wants_log(v, log): ax.set_yscale('log')
-    if not isinstance(key, str): _name_lines(ax, names_at(rec, key[0], idx))
+        ax.plot(x[keep], smoothed(v[keep, i], smooth), lw=1.3 if looks else .8, label=name,
+                marker='o' if keep.sum() == 1 else None, ms=4, **look)
+    if wants_log(v, log): log_axis(ax.yaxis)
+    if not isinstance(key, str): _name_lines(ax, names, looks)
     _finish_lines(ax, rec, key, idx, smooth, v)
+    ax.set_title(heading(rec, key, idx), loc='left', fontsize=10)
     return ax
+
+def _looks(rec, probe, idx):
+    "A colour a module, a dash for each of its tensors; None where there are too many to tell apart."
+    d      = rec.layers[probe].iloc[idx]
+    owners = (d.module if 'module' in d else d.layer).tolist()
+    colors = dict(zip(dict.fromkeys(owners), PALETTE))
+    nth    = [owners[:i].count(o) for i, o in enumerate(owners)]
+    if len(owners) > 14 or len(colors) < len(set(owners)) or max(nth, default=0) >= len(DASHES): return None
+    return [dict(color=colors[o], ls=DASHES[k]) for o, k in zip(owners, nth)]
 
 def _x(rec, key):
     "Where in time each line of rec[key] stands: its iteration, or its window's last."
     return (rec.windows[key].last_iter if key in rec.windows else rec.iters.iter).to_numpy()
 
-def _name_lines(ax, names):
+def _name_lines(ax, names, looks):
     "A legend for a few layers, a colour bar in network order for many."
-    if len(names) <= 14:
+    if looks is not None:
         ax.legend(title='layer', **ASIDE)
         return
     order = plt.cm.ScalarMappable(Normalize(0, len(names) - 1), DEPTH)
@@ -93,13 +105,15 @@ def _name_lines(ax, names):
 
 def _finish_lines(ax, rec, key, idx, smooth, v):
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
-    if not np.isfinite(v).any(): _nothing(ax)
-    if smooth and smooth > 1: ax.set_title(f'rolling median of {smooth} iterations', **REMARK)
+    if not np.isfinite(v).any(): _empty(ax, rec)
+    if smooth and smooth > 1: ax.set_title(f'rolling median of {smooth} measured iterations', **REMARK)
     mark_epochs(ax, rec)
     iter_axis(ax, rec)
     tidy(ax)
 
-def _nothing(ax): ax.text(.5, .5, 'nothing was measured', transform=ax.transAxes, ha='center', color='.4')
+def _empty(ax, rec):
+    say_nothing(ax, rec)
+    ax.set_yticks([])
 
 def _lines_of_many(recs, key, layers, smooth, log, ax):
     groups = as_groups(recs, 'plot_lines')
@@ -121,11 +135,12 @@ def _lines_of_many(recs, key, layers, smooth, log, ax):
         for x, y in got: ax.plot(x, y, color=c, **look)
         if many: ax.plot(*_median_line(got), color=c, lw=2.2, label=f'{name} (median of {len(got)})')
         everything += [y for _, y in got]
-    v = np.concatenate(everything)
-    if wants_log(v, log): ax.set_yscale('log')
+    v   = np.concatenate(everything)
+    idx = None if isinstance(key, str) else [one_layer(first, key[0], layers)]
+    if wants_log(v, log): log_axis(ax.yaxis)
     ax.legend(frameon=False)
-    _finish_lines(ax, first, key, None if isinstance(key, str) else [one_layer(first, key[0], layers)], smooth, v)
-    ax.set_title(place, loc='left', fontsize=10)
+    _finish_lines(ax, first, key, idx, smooth, v)
+    ax.set_title(heading(first, key, idx) + f', {place}' * bool(place), loc='left', fontsize=10)
     return ax
 
 def _median_line(lines):
@@ -159,6 +174,8 @@ def plot_color_dim(
     edges = np.append(wins.first_iter, wins.last_iter.iloc[-1:] + 1) - .5
     if not len(cells): cells, edges = np.full((1, len(y) - 1), np.nan), np.array([-.5, .5])
     ax.set_facecolor(NOT_MEASURED)
+    lost = bad > .999                                                # no finite element: not black, which is none
+    cells[lost[:len(cells)]] = np.nan
     top   = np.nanmax(cells, initial=0.) or 1.
     drawn = np.where(cells == 0, 1e-12, cells)                       # nothing there: the darkest colour
     mesh  = ax.pcolormesh(edges, y, np.ma.masked_invalid(drawn.T), cmap='magma', rasterized=True,
@@ -167,10 +184,11 @@ def plot_color_dim(
     if ticks is not None:
         ax.set_yticks(*ticks, fontsize=8)
         ax.tick_params(axis='y', length=0)
-    cb = ax.figure.colorbar(mesh, ax=ax, pad=.01, fraction=.05, extend='min')
+    for k in np.flatnonzero(lost): ax.axvspan(edges[k], edges[k + 1], color=NONFINITE, lw=0, gid='lost')
+    if not np.isfinite(cells).any() and not lost.any(): say_nothing(ax, rec)
+    cb = colour_bar(ax, mesh, 3.5, pad=.01, fraction=.05, extend='min')
     bin_ = 'per quarter octave\n(zero, and the smallest: per row)' if linear is None else 'in one of 40 bins'
     cb.set_label(f"share of the layer's elements {bin_}\nlog colour, black: none [{unit(rec, key)}]", fontsize=8)
-    cb.outline.set_visible(False)
     if (bad > 0).any():
         mid = wins.first_iter.to_numpy(float)[bad > 0]
         text = f'NaN or infinite: {len(mid)} windows, up to {np.nanmax(bad):.1%} of the elements'
@@ -181,8 +199,8 @@ def plot_color_dim(
     iter_axis(ax, rec)
     ax.set_ylabel(f"{subject(rec, probe, [i])} value [{rec.meta.get('units', {}).get('mean') or 'as recorded'}]")
     zero  = share[:, 194][~np.isnan(share[:, 194])]
-    title = names_at(rec, probe, [i])[0]
-    if len(zero): title += f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last"
+    title = f"Values of the {subject(rec, probe, [i])} {names_at(rec, probe, [i])[0]}"
+    if len(zero) and not (bad > 0).any(): title += f": exact zeros {zero[0]:.0%} at first, {zero[-1]:.0%} at last"
     ax.set_title(title, loc='left', fontsize=10)
     for side in ax.spines.values(): side.set_visible(False)
     return ax
@@ -229,7 +247,7 @@ def _log_rows(share, edges, decades=4):
         base, minus = 1.2 * thick, '−' * (sign < 0)
         if sign > 0:
             at.append(.85 * thick)
-            names.append(f'under {low:.0e}'.replace('e-0', 'e−'))
+            names.append(f'under {low:.1g}')
         for d in range(int(np.ceil(np.log10(low))), int(np.floor(np.log10(e[194 + last]))) + 1):
             up_by = 4 * np.log2(10. ** d / low)
             if up_by > 3: at.append(sign * (base + up_by)); names.append(f'{minus}{10. ** d:g}')
@@ -255,9 +273,9 @@ def plot_dead_chart(
         count = last.groupby(['layer', 'state']).size().unstack(fill_value=0)
         heads = ['units', 'born dead', 'died', 'revived'] + ['non-finite'] * ('non-finite' in count)
         for j, h in enumerate(heads):
-            x = 1.035 + .062 * j
-            ax.text(x, 1.015, h.replace(' ', '\n'), transform=ax.transAxes, ha='center', va='bottom', fontsize=8,
-                    color='.3')
+            x = 1.035 + .068 * j
+            ax.text(x, 1.015, h.replace(' ', '\n').replace('-', '-\n'), transform=ax.transAxes, ha='center',
+                    va='bottom', fontsize=8, color='.3')
             for i, n in enumerate(names):
                 if n not in count.index: continue
                 k = int(count.loc[n].sum() if h == 'units' else count.loc[n].get(h, 0))
@@ -265,12 +283,12 @@ def plot_dead_chart(
                 if k and h != 'units': look = dict(color=NONFINITE, fontweight='bold')
                 ax.text(x, i, str(k), transform=ax.get_yaxis_transform(), ha='center', va='center', fontsize=size,
                         gid=h, **look)
-        ax.text(1.035 + .031 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center',
+        ax.text(1.035 + .034 * (len(heads) - 1), -.03, 'state in the last window', transform=ax.transAxes, ha='center',
                 va='top', fontsize=7.5, color='.3')
-    cb = ax.figure.colorbar(mesh, ax=ax, pad=.02, fraction=.04, aspect=20)
+    cb = colour_bar(ax, mesh, ax.get_window_extent().height / ax.figure.dpi, pad=.02, fraction=.04, aspect=20)
     cb.set_label(fit(ax, label(rec, key), 9), fontsize=9)
-    cb.ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    cb.outline.set_visible(False)
+    cb.ax.yaxis.set_major_formatter(PercentFormatter(1))
+    if not np.isfinite(mesh.get_array()).any(): cb.set_ticks([])
     iter_axis(ax, rec)
     ax.set_xlabel(f'{ax.get_xlabel()}\n{LEAKY}')
     ax.xaxis.label.set_fontsize(8.5)
@@ -282,7 +300,7 @@ def plot_dead_chart(
 def plot_grad_flow(
     rec,                          # Record
     *,
-    iters=None,                   # where ten measured iterations begin; by default the first, some middle, the last
+    iters=None,                   # where ten measured iterations begin; by default the first, two in between, the last
     stat='norm',                  # statistic of `probe`
     probe='grad',                 # where
     ax=None,
@@ -293,19 +311,21 @@ def plot_grad_flow(
     idx  = weight_layers(rec, probe)
     x    = _x(rec, key)
     rows = np.nonzero(~np.isnan(v).all(1))[0]
+    span = int(np.clip(len(rows) // 4, 1, 10)) if iters is None else 10              # of a moment: no two overlap
     if iters is None:
-        starts = np.unique(np.linspace(0, max(len(rows) - 10, 0), 4).round().astype(int)) if len(rows) else []
+        starts = np.unique(np.linspace(0, max(len(rows) - span, 0), 4).astype(int)) if len(rows) else []
     else:
         iters = [iters] if isinstance(iters, (int, np.integer)) else list(iters)
         wrong = [i for i in iters if not len(rows) or not x[rows[0]] <= i <= x[rows[-1]]]
         if wrong: raise ValueError(f"iterations {wrong} are not in the record; measured at {key} were "
                                    f"{f'{x[rows[0]]} to {x[rows[-1]]}' if len(rows) else 'none'}")
         starts = [int(np.searchsorted(x[rows], i)) for i in iters]
-    ax  = new_ax(ax, float(np.clip(.2 * len(idx) + 5, 7, 15)), 4.5)
+    long = max(map(len, names_at(rec, probe, idx)), default=0) if len(idx) > 12 else 0       # names that stand upright
+    ax   = new_ax(ax, float(np.clip(.2 * len(idx) + 5, 7, 15)), 4.2 + .075 * long)
     pos = np.arange(len(idx))
     drawn = []
     for s, c in zip(starts, DEPTH(np.linspace(0, 1, max(len(starts), 2)))):
-        r = rows[s:s + 10]
+        r = rows[s:s + span]
         y = nanmedian(v[np.ix_(r, idx)])
         name = f'{x[r[0]]} to {x[r[-1]]}' if len(r) > 1 else f'{x[r[0]]}'
         ax.plot(pos, np.where(y == 0, np.nan, y), 'o-', color=c, ms=4, lw=1.5, label=name)
@@ -313,15 +333,17 @@ def plot_grad_flow(
         if len(z): ax.plot(z, np.full(len(z), .015), 'v', color=c, ms=6, transform=ax.get_xaxis_transform(), gid='zero')
         drawn.append(y)
     flat = np.concatenate(drawn) if drawn else np.array([np.nan])
-    if np.isfinite(flat).any() and np.nanmin(flat) >= 0 and (flat > 0).any(): ax.set_yscale('log')
-    if not np.isfinite(flat).any(): _nothing(ax)
+    if np.isfinite(flat).any() and np.nanmin(flat) >= 0 and (flat > 0).any(): log_axis(ax.yaxis)
+    if not np.isfinite(flat).any(): _empty(ax, rec)
     ax.set_xlim(-.5, len(idx) - .5)
     layer_ticks(ax, names_at(rec, probe, idx), axis='x')
     ax.set_xlabel('layer, input to output')
     ax.set_ylabel(fit(ax, label(rec, key, idx), 10))
     ax.grid(axis='y', color='.9', lw=.6)
     if drawn: ax.legend(title='iterations', **ASIDE)
-    ax.set_title('median over ten measured iterations' + '; ▼ exactly 0' * bool((flat == 0).any()), **REMARK)
+    many = f"median over {span} measured iterations" if span > 1 else 'single measured iterations'
+    if drawn: ax.set_title(many + '; ▼ exactly 0' * bool((flat == 0).any()), **REMARK)
+    ax.set_title(heading(rec, key, idx), loc='left', fontsize=10)
     tidy(ax)
     return ax
 
@@ -341,7 +363,7 @@ def plot_overview(
               ('dead units',      [('activation', 'frac_dead')])]
     found  = [next((k for k in keys if k in rec), None) for _, keys in panels]
     rows   = [weight_layers(rec, k[0]) if k else [] for k in found]
-    tall   = [1.7] + [np.clip(.13 * len(r) + .7, 1., 2.6) if k else .5 for r, k in zip(rows, found)]
+    tall   = [1.7] + [np.clip(.15 * len(r) + .6, 1., 3.) if k else .5 for r, k in zip(rows, found)]
     fig, axs = plt.subplots(len(tall), 1, sharex=True, figsize=(11, sum(tall) + 1.2), layout='constrained',
                             height_ratios=tall)
     _loss_panel(axs[0], rec)
@@ -356,6 +378,9 @@ def plot_overview(
     iter_axis(axs[-1], rec)
     for ax in axs[:-1]: ax.tick_params(axis='x', labelbottom=False)
     fig.suptitle(_verdict(rec) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
+    fig.draw_without_rendering()                                     # now it is known how much room the names have
+    for ax, key, idx in zip(axs[1:], found, rows):
+        if key: layer_ticks(ax, names_at(rec, key[0], idx))
     if save is not None: fig.savefig(save, dpi=150)
     return axs
 
@@ -366,8 +391,8 @@ def _loss_panel(ax, rec):
     if np.isfinite(it.loss_constant).any():
         ax.plot(it.iter, it.loss_constant, color=PALETTE[1], lw=1.2, ls='--',
                 label='loss of a constant answer (batch-mean output)')
-    if wants_log(it.loss.to_numpy(), None): ax.set_yscale('log')
-    ax.set_ylabel(label(rec, 'loss').replace(' [', '\n['), fontsize=7.5)
+    if wants_log(it.loss.to_numpy(), None): log_axis(ax.yaxis, 5)
+    ax.set_ylabel(label(rec, 'loss').replace(' [', '\n['), fontsize=8)
     ax.legend(frameon=False, fontsize=8, loc='lower left', bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0)
     mark_epochs(ax, rec)
     tidy(ax)
@@ -379,26 +404,5 @@ def _verdict(rec):
 
 def _facts(rec):
     "What happened, in a sentence or two: only numbers of the record."
-    it, out = rec.iters, []
-    loss = it.loss[np.isfinite(it.loss)]
-    if len(loss):
-        out.append(f"Loss {num(loss.iloc[0])} to {num(loss.iloc[-1])} in {len(it):,} iterations")
-        gain = it.gain[np.isfinite(it.gain)]
-        if len(gain): out[-1] += f", gain over a constant answer {num(gain.iloc[-10:].median())}"
-    else: out.append(f"{len(it):,} iterations, loss not known")
-    if ('grad', 'elasticity') in rec:
-        idx = weight_layers(rec, 'grad')
-        e   = nanmedian(rec['grad', 'elasticity'][-20:, idx].astype(float)) if len(it) else np.full(len(idx), np.nan)
-        if not np.isnan(e).all():
-            k = int(np.nanargmin(e))
-            where = names_at(rec, 'grad', [idx[k]])[0]
-            out.append(f"lowest elasticity of the last 20 iterations {num(e[k])} ({where})")
-    units = rec.units
-    if len(units):
-        last = units[units.window == units.groupby('layer').window.transform('max')]
-        dead = last[last.state.isin(['born dead', 'died'])]
-        out.append(f"{len(dead)} of {len(last)} units dead" + f" in {dead.layer.nunique()} layers" * bool(len(dead)))
-    elif ('activation', 'frac_dead') in rec and len(rec['activation', 'frac_dead']):
-        d = rec['activation', 'frac_dead'][-1]
-        if np.isfinite(d).any(): out.append(f"at most {np.nanmax(d):.0%} of a layer's units dead")
-    return '; '.join(out) + '.'
+    text = '; '.join(facts(rec).split('\n')[bool(rec.iters.measured.any()):])
+    return text[:1].upper() + text[1:] + '.'

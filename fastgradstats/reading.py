@@ -20,6 +20,11 @@ def count(rec):
     it = rec.iters.iter.to_numpy()
     return it - it[0]
 
+def nothing(rec):
+    "That nothing was measured, and why if the record tells."
+    due = rec.iters.measured.any() or not len(rec)
+    return 'nothing was measured' + ('' if due else f": none of the {len(rec):,} iterations was due, see `every`")
+
 def _dims(shape): return len(re.findall(r'\d+', shape)) if isinstance(shape, str) else len(shape)
 
 def weights(rec, probe='grad'):

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .reading import weights
+from .reading import nothing, weights
 
 FIRST, LAST = 10, 20             # measured rows compared, none twice: the first of the record against the last
 
@@ -20,6 +20,7 @@ def median_over(values, rows):
 def _recorded(rec):
     n     = max((len(d) for p, d in rec.layers.items() if p in ('grad', 'activation')), default=0)
     it    = rec.iters
+    if not it.measured.any(): return nothing(rec)
     cost  = rec.meta.get('cost') or {}
     price = f" at a cost of {cost['percent']:.1f} % of the training time" if cost.get('percent') is not None else ''
     fits  = it.fit.nunique()

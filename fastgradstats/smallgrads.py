@@ -3,14 +3,14 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from matplotlib.ticker import FuncFormatter
 
-from .drawing import (NETS, Places, as_groups, fit, names_at, nanmedian, new_ax, num, one_layer, smoothed, subject,
-                      tidy, unit)
+from .drawing import (NETS, Places, RoundLog, as_groups, fit, log_axis, names_at, nanmedian, new_ax, num, one_layer,
+                      smoothed, subject, tidy, unit)
+from .reading import nothing
 from .thresholds import CONVERGED, SETTLE, STARVED
 
-SMOOTH    = 9                     # iterations of the rolling median
-ROUND     = 5                     # iterations of the geometric mean after it
+SMOOTH    = 9                     # points of the rolling median, of short runs a fifth of all
+ROUND     = 5                     # points of the geometric mean after it
 LABELLED  = (0, 10, 50, 100, 200)
 BLIND     = .1                    # gain as a share of the constant answer's loss, below which a net may be starved
 EQUAL     = 1.02                  # two gradients are equal within this factor
@@ -37,21 +37,20 @@ def plot_small_gradients(
         if len(p) > 1:
             for q in p: ax.plot(q['loss'], q['g'], color=colors[name], lw=.6, alpha=.3, zorder=2)
         ax.plot(mids[name]['loss'], mids[name]['g'], color=colors[name], lw=2, zorder=4, label=name or None, gid='path')
-    ax.set_xscale('log'); ax.set_yscale('log')
+    log_axis(ax.xaxis); log_axis(ax.yaxis)
     _limits(ax, mids, paths)
     ax.set_xlabel(f"loss, falling to the right [{unit(first, 'loss')}]")
     ax.set_ylabel(fit(ax, f"|g|: L2 norm of the {kind} of {where} [{unit(first, ('grad', 'norm'))}]", 10))
-    for axis, (a, b) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g}'))
-        few = abs(np.log10(b / a)) < 1.5                                 # hardly a power of ten in sight: 2 and 5 too
-        axis.set_minor_formatter(FuncFormatter(lambda v, _, few=few: f'{v:g}' if few and f'{v:e}'[0] in '25' else ''))
     tidy(ax)
     pair = _pair(mids) if mark else None
     w     = float(np.nanmedian(np.concatenate([q['w'] for p in paths.values() for q in p])))
     seeds = max(map(len, paths.values()))
-    note  = (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % "
-             f"(at the median |w| = {num(w)}; at the circles each net's own). Paths: smoothed over {SMOOTH} iterations"
-             + (f"; thin: a seed, bold: the median of {seeds}." if seeds > 1 else '.') + " Dots: iterations.")
+    calm  = max(q['calm'] for p in paths.values() for q in p)
+    how   = [f"smoothed over {calm} measured iterations" if calm > 1 else '',
+             f"thin: a seed, bold: the median of {seeds}" if seeds > 1 else '']
+    note  = (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % (at the "
+             f"median |w| = {num(w)}{'; at the circles each net' + chr(39) + 's own' if pair else ''}). "
+             + f"Paths: {'; '.join(h for h in how if h)}. " * any(how) + "Dots: iterations.")
     note  = fit(ax, note, 7.5, 'x', 1.08)
     ax.text(0, 1.012, note, transform=ax.transAxes, fontsize=7.5, color='.35', va='bottom', gid='note')
     title = f"The same small {kind}: starved, or converged" if pair else f"The {kind} of {where} against the loss"
@@ -67,6 +66,7 @@ def _path(rec, layer, name):
     it   = rec.iters
     g    = rec['grad', 'norm'][:, i].astype(float)
     with np.errstate(divide='ignore', invalid='ignore'): w = e[:, i] * np.abs(it.loss.to_numpy()) / g
+    if not it.measured.any(): raise ValueError(f"of {name or 'the record'} {nothing(rec)}")
     ok   = (np.isfinite(it.loss) & (it.loss > 0)).to_numpy() & np.isfinite(g) & (g > 0)
     if not ok.any():
         todo = (f"choose another layer of {', '.join(rec.layers['grad'].layer)}, or plot_lines(rec, ('grad', 'norm'))"
@@ -75,13 +75,14 @@ def _path(rec, layer, name):
                          f"gradient of {names_at(rec, 'grad', [i])[0]}; {todo}")
     it   = it[ok]
     part = (it.gain / it.loss_constant).to_numpy()
-    return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss), g=_calm(g[ok]), w=_calm(w[ok]),
-                part=smoothed(part, SMOOTH))
+    calm = min(SMOOTH, max(len(it) // 5, 1))
+    return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss, calm), g=_calm(g[ok], calm), w=_calm(w[ok], calm),
+                part=smoothed(part, calm), calm=calm)
 
-def _calm(y):
+def _calm(y, n):
     "Rolling median, then a short rolling geometric mean against the stairs it leaves."
-    with np.errstate(divide='ignore'): y = np.log(smoothed(y, SMOOTH))
-    return np.exp(pd.Series(y).rolling(ROUND, center=True, min_periods=1).mean().to_numpy())
+    with np.errstate(divide='ignore'): y = np.log(smoothed(y, n))
+    return np.exp(pd.Series(y).rolling(min(ROUND, n), center=True, min_periods=1).mean().to_numpy())
 
 def _middle(paths):
     "The median path over the seeds."
@@ -174,8 +175,8 @@ def _elasticity_lines(ax, put, w):
     if not (np.isfinite(w) and w > 0): return
     (x0, x1), (y0, y1) = ax.get_xlim(), ax.get_ylim()                # x0 > x1: the loss falls to the right
     x = np.geomspace(x0, x1, 200)
-    for d in range(int(np.ceil(np.log10(y0 * w / x0))), int(np.floor(np.log10(y1 * w / x1))) + 1):
-        y    = 10. ** d * x / w
+    for e in RoundLog(5).tick_values(y0 * w / x0, y1 * w / x1):
+        y    = e * x / w
         seen = (y > y0) & (y < y1)
         if seen.sum() < 20: continue
         ax.plot(x[seen], y[seen], ':', color='.6', lw=.9, zorder=1, gid='elasticity')
@@ -184,5 +185,5 @@ def _elasticity_lines(ax, put, w):
         n      = len(xs)
         order  = sorted(range(n // 12, n - n // 12), key=lambda i: min(abs(i - .88 * n), abs(i - .12 * n)))
         turn   = np.degrees(np.arctan2(b[1] - a[1], b[0] - a[0]))
-        put.put(f'E = {10. ** d:g}', np.column_stack([xs, ys])[order], [(0, 0)], weight=5., color='.45', fontsize=8,
+        put.put(f'E = {e:g}', np.column_stack([xs, ys])[order], [(0, 0)], weight=5., color='.45', fontsize=8,
                 zorder=1.5, rotation=turn, gid='E', bbox=dict(fc='w', ec='none', pad=.6))

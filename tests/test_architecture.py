@@ -26,11 +26,12 @@ TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared pro
                  hooking='gathering optimizers prepared probes processes views', stepping='gathering hooking kernels prepared views',
                  watching='gathering hooking placebo planning prepared probes stepping views', data='')
 RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_time', 'rules_units', 'rules_values')
-READING   = dict(reading='record', answering='', reporting='reading', comparing='answering reading record thresholds',
+READING   = dict(reading='record', answering='', reporting='reading', comparing='answering drawing reading record thresholds',
                  evidence='reading thresholds', findings='answering evidence', advising='answering thresholds',
                  **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
                  states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
-                 drawing='record', smallgrads='drawing record thresholds', plots='diagnosing drawing smallgrads record')
+                 drawing='reading record', smallgrads='drawing reading record thresholds',
+                 plots='diagnosing drawing smallgrads record reporting')
 COATS     = dict(callbacks='constant diagnosing drawing planning watching plots reporting record rules stats probes verifying',
                  verifying='answering diagnosing mending', mending='', checking='advising answering diagnosing evidence findings rules watching',
                  watchdog='callbacks diagnosing evidence planning rules',

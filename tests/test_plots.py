@@ -1,5 +1,6 @@
 "Plots: the drawn data are the recorded numbers, labels name statistic and unit, the record is left alone."
 import pickle
+import warnings
 
 import matplotlib
 matplotlib.use('Agg')
@@ -198,6 +199,38 @@ def test_lines_of_several_records():
     assert plot_lines(recs, 'loss')
     with pytest.raises(ValueError, match='one can be drawn'): plot_lines(recs, ('grad', 'norm'), layers='*weight')
 
+def test_lines_are_told_apart_by_colour_and_dash():
+    ax    = plot_lines(make(layers=7))                                         # 14 lines: 7 modules, weight and bias
+    looks = {(l.get_color(), l.get_linestyle()) for l in ax.lines if l.get_gid() is None}
+    assert len(looks) == 14 and len({c for c, _ in looks}) == 7
+    assert len(ax.get_legend().get_texts()) == 14
+    assert ax.get_title(loc='left') == 'L2 norm of the parameter gradient'
+    assert plot_lines(make(layers=8)).get_legend() is None                     # more than can be told apart: in order
+    assert plot_lines(make(), 'loss').get_title(loc='left') == 'Loss'
+
+# --- ticks -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('lo, hi, most, want', [
+    (.3, 250., 8, [1, 10, 100]), (1e-9, 1e9, 4, [1e-9, 1e-4, 10., 1e6]), (.9, 1.4, 8, [.9, 1., 1.1, 1.2, 1.3, 1.4]),
+    (.2, 3.4, 3, [.2, 1.]), (.18, .4, 8, [.2, .25, .3, .35, .4]), (3., 3., 8, []), (-1., 5., 8, [])])
+def test_ticks_of_a_log_scale(lo, hi, most, want):
+    from fastgradstats.drawing import RoundLog, log_number
+    got = RoundLog(most).tick_values(hi, lo)
+    np.testing.assert_allclose(got, want)
+    assert [log_number(v) for v in (.001, 5e-4, 1., 1e4, 1e-5)] == ['0.001', '0.0005', '1', '10000', '$10^{-5}$']
+
+@pytest.mark.parametrize('span', [1.3, 3., 20., 1e3, 1e9])
+@pytest.mark.parametrize('tall', [.8, 3.])
+def test_ticks_of_colour_bars_do_not_overlap(span, tall):
+    v   = np.exp(np.random.default_rng(0).uniform(0, np.log(span), (60, 8)))
+    ax  = plt.subplots(figsize=(9, tall + 1), layout='constrained')[1]
+    plot_heat(make(values={('grad', 'norm'): v}), log=True, ax=ax)
+    ax.figure.canvas.draw()
+    bar   = ax.figure.axes[1]
+    lo, hi = sorted(bar.get_ylim())
+    boxes = [t.get_window_extent() for v, t in zip(bar.get_yticks(), bar.get_yticklabels()) if lo <= v <= hi and t.get_text()]
+    assert 1 <= len(boxes) and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+    assert not [t for t in bar.get_yticklabels(minor=True) if t.get_text()]
+
 # --- the colourful dimension -----------------------------------------------------------------------------------------
 def test_color_dim_draws_the_shares():
     rec = make()
@@ -220,6 +253,13 @@ def test_color_dim_linear_keeps_the_counts():
     np.testing.assert_allclose(np.where(c < 1e-9, 0, c).sum(0), 1, rtol=1e-5)
     with pytest.raises(ValueError, match=r'\(0, 10\)'): plot_color_dim(rec, linear=(3, 1))
 
+def test_color_dim_does_not_show_a_lost_layer_as_having_no_elements():
+    h = np.array(make()['activation', 'hist']); h[40:] = 0; h[40:, :, 389] = 100
+    ax = plot_color_dim(make(values={('activation', 'hist'): h}), 0)
+    assert np.ma.getmaskarray(meshes(ax)[0].get_array())[:, 40:].all() and not np.ma.getmaskarray(meshes(ax)[0].get_array())[:, :40].any()
+    assert len([p for p in ax.patches if p.get_gid() == 'lost']) == 20
+    assert 'exact zeros' not in ax.get_title(loc='left')
+
 def test_color_dim_marks_nonfinite():
     h = np.array(make()['activation', 'hist']); h[7, 0, 389] = 10; h[9, 0, 0] = 10
     ax = plot_color_dim(make(values={('activation', 'hist'): h}), 0)
@@ -238,6 +278,48 @@ def test_dead_chart():
         shown = [int(t.get_text()) for t in ax.texts if t.get_gid() == state]
         assert shown == [int(((last.layer == f'{i}.act') & (last.state == state)).sum()) for i in range(4)]
     assert 'born' not in texts(plot_dead_chart(make(units=False)))
+
+def nan_units():
+    "Layer 0.act lost all its units in the last window, 1.act some."
+    rec   = make()
+    units = {n: np.zeros((3, 8), np.int8) for n in rec.layers['activation'].layer}
+    units['0.act'][2], units['1.act'][2, :5] = 2, 2
+    return Record(rec.iters, {('activation', 'frac_dead'): np.zeros((3, 4))}, rec.layers,
+                  {('activation', 'frac_dead'): rec.windows['activation', 'frac_dead']}, units)
+
+def test_dead_units_of_a_lost_layer_are_not_shown_as_none():
+    code = np.ma.filled(meshes(plot_dead_chart(nan_units()))[1].get_array(), -1)
+    assert code.tolist() == [[-1, -1, 2], *[[-1, -1, -1]] * 3]
+
+def test_what_follows_a_lost_gradient_is_non_finite_and_not_unmeasured():
+    bad = np.zeros((60, 8)); bad[30:, 2] = 1
+    v   = {('grad', 'norm'): np.where(bad, np.nan, .1), ('update', 'norm'): np.where(bad, np.nan, .1), ('grad', 'frac_nonfinite'): bad}
+    v['update', 'norm'][:10, 0] = np.nan                                       # a layer that was frozen at first
+    rec = make(values=v)
+    for key in [('update', 'norm'), ('update', 'ratio'), ('grad', 'elasticity'), ('grad', 'norm')]:
+        code = np.ma.filled(meshes(plot_heat(rec, key))[1].get_array(), -1)
+        assert (code[2, 30:] == 2).all() and (code == 2).sum() == 30, key
+        if key[0] == 'update': assert (code[0, :10] == 0).all()
+    loss = np.where(np.arange(60) < 50, 1., np.nan)
+    code = np.ma.filled(meshes(plot_heat(make(loss=loss), ('grad', 'elasticity')))[1].get_array(), -1)
+    assert (code[:, 50:] == 2).all() and (code == 2).sum() == 80
+
+def test_grad_flow_of_a_short_fit_takes_moments_that_do_not_overlap():
+    for n, want in (3, ['0', '1', '2']), (10, ['0 to 1', '2 to 3', '5 to 6', '8 to 9']), (24, ['0 to 5', '6 to 11', '12 to 17', '18 to 23']):
+        rec = make(n)
+        ax  = plot_grad_flow(rec)
+        assert [t.get_text() for t in ax.get_legend().get_texts()] == want
+        k = max(n // 4, 1)
+        np.testing.assert_allclose(ax.lines[0].get_ydata(), np.median(rec['grad', 'norm'][:k, ::2], axis=0), rtol=1e-6)
+        assert (f'median over {k} measured' if k > 1 else 'single') in ax.get_title(loc='right')
+
+def test_grad_flow_leaves_room_for_long_names():
+    rec  = make(20, 20)
+    long = rec.layers['grad'].assign(layer='a.very.long.name.of.a.' + rec.layers['grad'].layer)
+    rec  = Record(rec.iters, {('grad', 'norm'): rec['grad', 'norm']}, dict(grad=long))
+    ax   = plot_grad_flow(rec)
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().height / ax.figure.dpi > 2.5
 
 def test_grad_flow():
     rec = make()
@@ -267,6 +349,41 @@ def test_overview_says_what_is_missing():
     axs = plot_overview(rec, title='A verdict.')
     assert axs[0].figure.get_suptitle() == 'A verdict.'
     assert 'elasticity' in texts(axs[2]) and 'not recorded' in texts(axs[5])
+
+def test_overview_names_can_be_read():
+    for layers in (6, 22, 62):
+        axs = plot_overview(make(40, layers), title='x')
+        axs[0].figure.canvas.draw()
+        for ax in axs[1:]:
+            labels = ax.get_yticklabels()
+            boxes  = [t.get_window_extent() for t in labels]
+            assert min(t.get_fontsize() for t in labels) >= 7.5 and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+            assert len(labels) >= min(layers, 20)
+        assert axs[1].get_yticklabels()[-1].get_text() == f'{layers - 1}.weight'
+
+def never_due():
+    "A real run whose `every` never came."
+    import torch
+    from fastgradstats import watch
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    opt   = torch.optim.SGD(model.parameters(), .1)
+    with warnings.catch_warnings(), watch(model, opt, every=lambda i: False) as w:
+        warnings.simplefilter('ignore')
+        for _ in range(6): w.loss(model(torch.randn(5, 3)).square().mean()).backward(); opt.step(); opt.zero_grad()
+    return w.record
+
+def test_a_record_in_which_nothing_was_measured_says_so_in_every_plot():
+    rec  = never_due()
+    says = 'nothing was measured: none of the 6 iterations was due, see `every`'
+    for draw in (plot_heat, plot_lines, plot_grad_flow, plot_dead_chart, lambda r: plot_lines({'a': r, 'b': r})):
+        ax = draw(rec)
+        assert says in texts(ax)
+        if draw is not plot_grad_flow: assert ax.get_xlim() == (-.5, 5.5)
+    axs = plot_overview(rec)
+    assert 'othing was measured: none of the 6' in axs[0].figure.get_suptitle() and all(says in texts(a) for a in axs[1:])
+    for draw in (plot_color_dim, plot_small_gradients, lambda r: plot_heat(r, ('activation', 'std'), layers=0)):
+        with pytest.raises(ValueError, match='nothing was measured: none of the 6 iterations was due, see `every`'): draw(rec)
+    assert plot_lines(rec, 'loss').lines
 
 # --- small gradients -------------------------------------------------------------------------------------------------
 def shown(ax, gid): return [t for t in ax.texts if t.get_gid() == gid]
@@ -303,6 +420,22 @@ def test_small_gradients_lines_of_equal_elasticity():
 def test_small_gradients_claims_nothing_of_a_healthy_net():
     ax = plot_small_gradients({'only': starved_and_converged()[1]})
     assert not shown(ax, 'starved') and 'against the loss' in ax.get_title(loc='left')
+
+@pytest.mark.parametrize('n', [2, 6, 12, 30])
+def test_small_gradients_of_a_short_run_can_be_read(n):
+    rng = np.random.default_rng(n)
+    run = lambda s: make(n, loss=1.1 + rng.normal(0, .1, n) - .01 * np.arange(n), seed=s)
+    ax  = plot_small_gradients({'one': run(0), 'other': run(1)})
+    ax.figure.canvas.draw()
+    boxes = [t.get_window_extent() for t in ax.texts if t.get_gid() not in ('note', 'E')]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    for axis, (a, b) in ((ax.xaxis, sorted(ax.get_xlim())), (ax.yaxis, sorted(ax.get_ylim()))):
+        seen = [t for v, t in zip(axis.get_majorticklocs(), axis.get_majorticklabels()) if a <= v <= b]
+        assert len(seen) >= 3 and all(t.get_text() for t in seen)
+    assert len(shown(ax, 'E')) >= 1
+    note = shown(ax, 'note')[0].get_text()
+    assert ('smoothed over' in note) == (n >= 10) and 'circles' not in note
+    if n == 6: np.testing.assert_allclose([l for l in ax.lines if l.get_gid() == 'path'][1].get_ydata()[0], run(1)['grad', 'norm'][0, 2], rtol=1e-5)
 
 def test_small_gradients_passed_axes_and_record_left_alone():
     rec  = make()
