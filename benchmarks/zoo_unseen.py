@@ -46,15 +46,12 @@ def dense_no_zero_grad(sick): return Kit(densenet(), images(), lr=1., cbs=(KeepG
 def dense_big_init(sick):    return Kit(kaiming(densenet(norm=False), 3. if sick else 1.), images(), lr=.3, iters=240)
 @case('input_scale')
 def unet_input_255(sick):
-    return Kit(kaiming(UNet(norm=False)), scaled(masks(), raw) if sick else masks(), bs=50, lr=.1)
+    return Kit(kaiming(UNet(6, norm=False)), scaled(masks(), raw) if sick else masks(), bs=50, lr=.05)
 @case('dead_units')
 def unet_bias_minus10(sick):
-    m = kaiming(UNet(norm=False))
+    m = kaiming(UNet(6, norm=False))
     if sick: [nn.init.constant_(c.bias, -10.) for c in m.modules() if isinstance(c, nn.Conv2d)]
-    return Kit(m, masks(), bs=50, lr=.1)
-@case('step_too_large', 'dead_units', 'exploding', 'non_finite')
-def unet_lr_spike(sick):
-    return Kit(kaiming(UNet(norm=False)), masks(), bs=50, lr=.1, cbs=(Spike(50, 300.),) if sick else ())
+    return Kit(m, masks(), bs=50, lr=.05)
 @case('double_softmax')
 def unet_softmax_twice(sick): return Kit(UNet(softmax=sick), masks(), bs=50, lr=.1)
 @case('step_too_small')
@@ -67,8 +64,6 @@ def next_body_not_stepped(sick):
 def se_body_not_stepped(sick):
     m = senet()
     return Kit(m, images(), lr=.2, hidden=m[:12] if sick else None)
-@case('step_too_large', 'exploding', 'non_finite', 'unstable')
-def se_lr_100x(sick):        return Kit(senet(), images(), lr=.5 if sick else .005, opt=Adam)
 @case('step_too_small')
 def vae_lr_1000th(sick):     return Kit(VAE(), grey(), lr=1e-5 if sick else .01, opt=Adam, loss=ELBO(), iters=200)
 @case('bad_init', 'exploding', 'non_finite', 'step_too_large')
@@ -111,6 +106,8 @@ def fastab_no_zero_grad(sick): return Kit(Tabular(), adult(), lr=.5, cbs=(KeepGr
 @case('input_scale')
 def high_unscaled(sick):
     return Kit(highway(4, n_in=12, n_out=1), scaled(table(), dear) if sick else table(), lr=.1, loss=MSE(), iters=200)
+@case('step_too_large', 'dead_units', 'exploding', 'non_finite')
+def high_lr_spike(sick):     return Kit(highway(), images(True), lr=.3, cbs=(Spike(50, 300.),) if sick else ())
 @case('vanishing', 'starved', 'bad_init')
 def high_plain(sick):        return Kit(highway(16, gated=not sick), images(True), lr=.3)
 @case('bad_init')
@@ -149,9 +146,9 @@ def dense_stem_dead(sick):
     return Kit(m, images(), lr=.2)
 @case('dead_units', guilty='up1.2', site='up1.3')
 def unet_last_dead(sick):
-    m = kaiming(UNet(norm=False))
+    m = kaiming(UNet(6, norm=False))
     if sick: nn.init.constant_(m.up1[2].bias, -10.)
-    return Kit(m, masks(), bs=50, lr=.1)
+    return Kit(m, masks(), bs=50, lr=.05)
 @case('dead_units', guilty='4', site='5')
 def sets_one_dead(sick):
     m = kaiming(sets())
@@ -275,6 +272,6 @@ def high_adam_deep(sick):    return Kit(highway(12), images(True), lr=.003, opt=
 @case()
 def graph_noisy_labels(sick): return Kit(kaiming(GraphNet()), graphs(noise=.4), lr=.01, opt=Adam, iters=200)
 @case()
-def sets_tiny_batch(sick):   return Kit(kaiming(sets()), points(), lr=.02, bs=4, iters=400)
+def sets_tiny_batch(sick):   return Kit(kaiming(sets()), points(), lr=.002, opt=Adam, bs=4, iters=400)
 @case()
 def sets_gelu(sick):         return Kit(sets(nn.GELU), points(), lr=.005, opt=Adam)
