@@ -143,6 +143,9 @@ def _judge(rec, rules):
         checked.append(f.__name__)
     order    = {f.__name__: i for i, f in enumerate(rules)}
     findings = sorted(findings, key=lambda f: _rank(r, f, order, findings))
+    cause    = findings[0].rule if findings and findings[0].severity != 'info' else 'not_learning'
+    findings = [f if f.rule != 'not_learning' or cause == 'not_learning' else
+                f._replace(advice=f"what is advised for {cause}, its cause") for f in findings]
     table    = layer_verdicts(rec, findings)
     return Report(_verdict(r, findings, checked, skipped), findings, checked, skipped, table)
 

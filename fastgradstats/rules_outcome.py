@@ -8,13 +8,11 @@ from .evidence import WINDOW, run, trailing
 from .findings import LOSS, Finding, factors, need, rule
 
 ADVICE = {
-    'elasticity':   "see what stands before this; if nothing does: initialisation, normalisation between the layers",
-    'update ratio': "see what stands before this; if nothing does: a larger learning rate, and whether all weights "
-                    "are given to the optimizer",
-    'direction':    "see what stands before this; if nothing does, the steps are large enough and do not add up: "
-                    "do the labels belong to the inputs, are gradients zeroed, is the momentum or the learning rate "
-                    "too large?",
-    '':             "see what stands before this; if nothing does: the labels, the data, the learning rate"}
+    'elasticity':   "another initialisation, normalisation between the layers",
+    'update ratio': "a larger learning rate; or a check that the optimizer is given all weights",
+    'direction':    "a check of what the steps follow, as they are large enough and do not add up: that labels belong "
+                    "to the inputs, gradients are zeroed, momentum and learning rate are not too large",
+    '':             "a check of the labels, the data, the learning rate"}
 
 
 @rule(needs=[LOSS],

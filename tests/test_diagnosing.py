@@ -165,6 +165,15 @@ def test_the_command_line(tmp_path, capsys, fault, status):
     with pytest.raises(SystemExit) as e: main(['diagnose', str(path), '--json'])
     assert e.value.code == status and json.loads(capsys.readouterr().out)['critical'] == bool(status)
 
+def test_an_outcome_has_advice_of_its_own_only_where_no_cause_was_found():
+    p = Planted().starve(by=1.)
+    rng = np.random.default_rng(0)
+    p.v['grad', 'norm'][:] = 1.; p.iters['loss'] = 2.3 + .02 * rng.normal(size=p.n)
+    alone = diagnose(p.record())
+    assert [f.rule for f in alone.findings] == ['not_learning'] and 'a check' in alone.findings[0].advice and '?' not in alone.verdict
+    caused = next(f for f in diagnose(Planted().starve().record()).findings if f.rule == 'not_learning')
+    assert caused.advice == 'what is advised for starved, its cause'
+
 # --- the placebo -----------------------------------------------------------------------------------------------------
 def witness(p, value):
     "Every 25th row measures what a signal without meaning does."
