@@ -233,7 +233,7 @@ def se_silu_dropout(sick):   return Kit(senet(act=nn.SiLU, drop=.5), images(), l
 @case()
 def unet_cosine(sick):       return Kit(UNet(), masks(), bs=50, lr=.3, cbs=(cosine(.3),), iters=160)
 @case()
-def unet_rare_ink(sick):     return Kit(UNet(), masks(2.7), bs=50, lr=.3, iters=160)
+def unet_rare_ink(sick):     return Kit(UNet(), masks(2.5), bs=50, lr=.01, opt=Adam, iters=160)
 @case()
 def next_zero_gamma(sick):   return Kit(ConvNext(gamma=1e-6), images(), lr=.01, opt=Adam)
 @case()
