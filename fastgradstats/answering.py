@@ -50,11 +50,17 @@ def _who(c):
     return (f"Which net is better these seeds do not settle: {better} ends with {ends}, but the lower loss in {wins} "
             f"of {len(both)} seeds only; it is called the better one here{rest}.")
 
+def _when(c, phase):
+    "The iterations of a phase: 'iterations 0–9', or 'the last 20 iterations' of runs of different lengths."
+    span = c.span(phase)
+    return f"iterations {span}" if span[0].isdigit() else f"the {span} iterations"
+
 def _sooner(c):
     k = c.cells('first', 'norm')
-    if not k.n: return (f"The norms of the weight gradients in iterations {c.span('first')} cannot be compared: not "
-                        f"measured, or not finite.")
-    return (f"Are its gradients smaller, sooner? Iterations {c.span('first')}: {k.says}, the norm of its weight "
+    if not c.layers: return "Layer by layer they cannot be compared: no weight has the same name in every net."
+    if not k.n: return (f"The norms of the weight gradients in {_when(c, 'first')} cannot be compared: not measured, "
+                        f"or not finite.")
+    return (f"Are its gradients smaller, sooner? {_when(c, 'first').capitalize()}: {k.says}, the norm of its weight "
             f"gradients is {spread(k.ratio)} times the other's, {pairs(k)}.")
 
 def _later(c):
@@ -71,7 +77,7 @@ def _later(c):
                          + (f", {spread(cells[s].ratio)} times" if s == 'norm' else '') + ')')
             first = False
         clauses.append(f"{says} for {join(parts)}")
-    text = f"Iterations {c.span('last')}: {'; '.join(clauses)}." if clauses else ''
+    text = f"{_when(c, 'last').capitalize()}: {'; '.join(clauses)}." if clauses else ''
     for (name, seed), it in c.dead.items():
         left  = ' and is left out of this' if clauses else ''
         text += (f" {name} seed {seed} died at iteration {it}{left}: all its hidden gradients are exactly zero, at "

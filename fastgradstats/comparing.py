@@ -63,6 +63,10 @@ class Comparison:
         if not isinstance(runs, Mapping) or not runs:
             raise TypeError(f"compare takes a mapping {{name: Record or list of Records}}, for example compare({{'a': "
                             f"rec_a, 'b': [rec_b0, rec_b1]}}); got {type(runs).__name__}{'' if runs else ', empty'}")
+        wrong = [n for n, r in runs.items() if not isinstance(r, (Record, list, tuple))]
+        if wrong: raise TypeError(f"{wrong[0]!r}: expected a Record or a list of Records, got "
+                                  f"{type(runs[wrong[0]]).__name__}; a Learner's is learn.layer_stats, a file's "
+                                  f"Record.load(path)")
         self.runs = {str(name): [r] if isinstance(r, Record) else list(r) for name, r in runs.items()}
         for name, recs in self.runs.items():
             wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
@@ -71,7 +75,8 @@ class Comparison:
             if not recs: raise ValueError(f"{name!r} has no records")
             if any(len(r) == 0 for r in recs): raise ValueError(f"a record of {name!r} has no iterations")
         for what, n in dict(first=first, last=last, upto=1 if upto is None else upto).items():
-            if n < 1: raise ValueError(f"{what} must be at least 1 iteration, got {n}")
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+                raise ValueError(f"{what} must be a whole number of at least 1 iteration, got {n!r}")
         self.first, self.last, self.upto = first, last, upto
         common       = self._common_layers()
         self.layers  = common
@@ -104,13 +109,14 @@ class Comparison:
         return dict(first=first, last=last, whole=here)
 
     def span(self, phase):
-        "The iterations of a phase, as text: '0–9'."
+        "The iterations of a phase, as text: '0–9', or 'last 20' where runs are of different lengths."
         out = set()
         for rec in (r for rs in self.runs.values() for r in rs):
             n = count(rec)[self._phases(rec)[phase]]
             out.add((n[0], n[-1]))
-        a, b = min(out)[0], max(o[1] for o in out)
-        return f'{a}–{b}' if len(out) == 1 else f'last {self.last}' if phase == 'last' else f'first {self.first}'
+        if len(out) == 1: return '{}–{}'.format(*out.pop())
+        size = sorted({b - a + 1 for a, b in out})
+        return f"{phase} {' to '.join(str(n) for n in size[::max(len(size) - 1, 1)])}"
 
     # --- numbers -----------------------------------------------------------------------------------------------------
     @cached_property
@@ -300,15 +306,16 @@ class Comparison:
         import matplotlib.pyplot as plt
         deep_act = self._deep_activation()
         of       = f', {deep_act}' if deep_act else ''
+        one, end = (l or 'no layer in common' for l in (self.layer, self.deepest))
         panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
                   ("validation accuracy", accuracy_line, 'linear', None),
-                  (f"|g|, L2 norm, of {self.layer}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
+                  (f"|g|, L2 norm, {one}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
                   ("elasticity |g| |w| / loss, median of the weights",
                    lambda r: line(r, 'grad', 'elasticity', None), 'log',
                    (STARVED_E, 'starved below')),
-                  (f"update ratio |update| / |weight|, {self.layer}",
+                  (f"update ratio |update| / |weight|, {one}",
                    lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
-                  (f"median of |g|, {self.deepest}",
+                  (f"median of |g|, {end}",
                    lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
                   (f"exact zeros in the activations{of}",
                    lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
@@ -390,6 +397,7 @@ class Comparison:
         """Tidy DataFrame of all that was recorded but the histograms: model, seed, iter, loss, gain, probe, layer, a
         column per statistic. Beyond `most` lines only every 2nd, 3rd ... iteration is kept; the lines of windows always
         are."""
+        if most < 1: raise ValueError(f"most is a number of lines, 1 or more; got {most}")
         parts = []
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):
@@ -400,6 +408,7 @@ class Comparison:
                 whole = [s for p, s in keys if (p, s) in rec.windows]
                 parts.append(f[['iter', 'epoch', 'loss', 'gain', 'probe', 'layer', *stats]].assign(
                     model=name, seed=seed, _window=f[whole].notna().any(axis=1)))
+        if not parts: raise ValueError(f"no statistic of layers was recorded of {' and '.join(self.runs)}")
         out   = pd.concat(parts, ignore_index=True)
         every = -(-len(out) // most)
         if every > 1: out = out[(out.iter % every == 0) | out._window]

@@ -44,6 +44,8 @@ OF     = dict(grad=PER_WEIGHT, grad_used=PER_WEIGHT, grad_output='loss per unit 
 
 # --- what was asked for -----------------------------------------------------------------------------------------------
 def check_record(rec, what='a Record'):
+    if rec is None: raise TypeError(f"expected {what}, got None, the layer_stats of a Learner that has recorded "
+                                    f"nothing; fit it with cbs=LayerStatsCallback()")
     if not isinstance(rec, Record):
         raise TypeError(f"expected {what}, got {type(rec).__name__}; give learn.layer_stats or Record.load(path)")
     return rec
@@ -52,6 +54,8 @@ def as_key(key): return tuple(key) if isinstance(key, list) else key
 
 def read(rec, key):
     "The array (row or window, layer) of `key`."
+    if isinstance(key, str) and key in check_record(rec).iters:
+        raise ValueError(f"{key!r} is no statistic of layers; draw it with plot_lines(rec, {key!r})")
     v = check_record(rec)[key]
     if v.ndim != 2: raise ValueError(f"{key} is a histogram per window; draw it with plot_color_dim(rec, layer)")
     return v
@@ -69,6 +73,8 @@ def pick_layers(rec, probe, layers=None):
     if layers is None: return list(range(len(names)))
     if not names: raise ValueError(f"at {probe!r} {nothing(rec)}")
     where = f"the layers at {probe!r} are {', '.join(names) or 'none'}"
+    if not isinstance(layers, (str, int, np.integer)) and hasattr(layers, '__len__') and not len(layers):
+        raise ValueError(f"layers={layers!r} is empty; {where}. Give names, globs or indices, or None for all")
     found = set()
     for ask in layers if isinstance(layers, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) else [layers]:
         if isinstance(ask, (int, np.integer)) and not isinstance(ask, bool):
@@ -177,8 +183,8 @@ def nanmedian(v, axis=0):
 
 def smoothed(y, n):
     "Centred rolling median over `n` values."
-    if n is None or n == 1: return np.asarray(y, float)
-    if not isinstance(n, (int, np.integer)) or n < 1:
+    if n is None or n == 1 and n is not True: return np.asarray(y, float)
+    if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
         raise ValueError(f"smooth={n!r}; give a whole number of iterations, 1 or more")
     return pd.Series(np.asarray(y, float)).rolling(int(n), center=True, min_periods=1).median().to_numpy()
 
@@ -286,7 +292,10 @@ def colour_bar(ax, mesh, tall, **kwargs):
     return cb
 
 def new_ax(ax, width=9., height=4.5):
-    return ax if ax is not None else plt.subplots(figsize=(width, height), layout='constrained')[1]
+    if ax is None: return plt.subplots(figsize=(width, height), layout='constrained')[1]
+    if isinstance(ax, plt.Axes): return ax
+    raise TypeError(f"ax is one matplotlib Axes; got {type(ax).__name__}. Give ax=axs[0] of "
+                    f"fig, axs = plt.subplots(2), or leave it out for a figure of its own")
 
 def fit(ax, text, size, axis='y', share=1.):
     "`text` in as many lines as the Axes' height (or width) needs; a unit that does not fit goes to a line of its own."

@@ -56,8 +56,10 @@ def plot_lines(
     "A statistic over the iterations: one line a layer, or one colour a record (thin: a seed; bold: their median)."
     key = as_key(key)
     smoothed([0.], smooth)
+    if isinstance(key, str) and layers is not None:
+        raise ValueError(f"{key!r} is of no layer; leave layers={layers!r} out, or give a key such as ('grad', 'norm')")
     if isinstance(rec, dict): return _lines_of_many(rec, key, layers, smooth, log, ax)
-    check_record(rec)
+    check_record(rec, 'a Record or {name: Record}')
     if isinstance(key, str):
         idx, x, v = [0], rec.iters.iter.to_numpy(), read_iters(rec, key)[:, None]
     else:
@@ -207,7 +209,8 @@ def plot_color_dim(
 
 def _linear_rows(share, edges, linear, n=40):
     "The log bins poured into `n` equal ones, each in proportion to the overlap."
-    if not (isinstance(linear, (tuple, list)) and len(linear) == 2 and linear[0] < linear[1]):
+    if not (isinstance(linear, (tuple, list)) and len(linear) == 2 and
+            all(isinstance(v, (int, float, np.number)) for v in linear) and -np.inf < linear[0] < linear[1] < np.inf):
         raise ValueError(f"linear={linear!r}; give (lo, hi) with lo < hi, for example (0, 10)")
     y    = np.linspace(*linear, n + 1)
     e    = np.array(edges, float)
@@ -315,7 +318,10 @@ def plot_grad_flow(
     if iters is None:
         starts = np.unique(np.linspace(0, max(len(rows) - span, 0), 4).astype(int)) if len(rows) else []
     else:
-        iters = [iters] if isinstance(iters, (int, np.integer)) else list(iters)
+        iters = list(iters) if isinstance(iters, (list, tuple, range, np.ndarray)) else [iters]
+        wrong = [i for i in iters if isinstance(i, bool) or not isinstance(i, (int, np.integer))]
+        if wrong or not iters: raise ValueError(f"iters={wrong[0] if wrong else iters!r}; give the iterations at which "
+                                                f"to look, whole numbers such as [0, 100]")
         wrong = [i for i in iters if not len(rows) or not x[rows[0]] <= i <= x[rows[-1]]]
         if wrong: raise ValueError(f"iterations {wrong} are not in the record; measured at {key} were "
                                    f"{f'{x[rows[0]]} to {x[rows[-1]]}' if len(rows) else 'none'}")

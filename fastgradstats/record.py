@@ -6,6 +6,7 @@ kept by windows (`hist`, `frac_dead`, `frac_dormant`) is `(window, layer, ...)`,
 from __future__ import annotations
 
 from difflib import get_close_matches
+from os import PathLike
 
 import numpy as np
 import pandas as pd
@@ -110,9 +111,20 @@ class Record:
     def __getitem__(self, key):
         "The array of `(probe, statistic)`: (row, layer), or (window, layer, ...) where `windows` has the key."
         if isinstance(key, list): key = tuple(key)
+        if not (isinstance(key, tuple) and all(isinstance(k, str) for k in key)): raise KeyError(self._why_not(key))
         if key in self._values: return self._values[key]
         if key in DERIVED:      return self._derive(key)
         raise KeyError(self._why_not(key))
+
+    def __getattr__(self, name):
+        more = f": read rec.iters[{name!r}]" if name in (*ITER_COLS, 'gain') else (
+               f": read {self._at(name)}" if name in PROBES else '')
+        raise AttributeError(f"a Record has no attribute {name!r}{more}")
+
+    def _at(self, probe):
+        "How the statistics of a probe are read."
+        here = [s for p, s in self._values if p == probe]
+        return f"rec[{probe!r}, statistic]; recorded there: {', '.join(here) or 'nothing'}"
 
     def _derive(self, key):
         def get(probe, stat):
@@ -141,16 +153,27 @@ class Record:
         return np.where(idx >= 0, v[:, idx], np.nan)
 
     def _why_not(self, key):
-        if not (isinstance(key, tuple) and len(key) == 2):
-            return (f"a record is read as rec[probe, statistic], for example rec['grad', 'norm']; got {key!r}"
-                    + f". Read that as rec.iters[{key!r}]" * (isinstance(key, str) and key in self.iters))
-        probe, stat = key
         probes = list(dict.fromkeys(p for p, _ in self._values))
+        if not (isinstance(key, tuple) and len(key) == 2 and all(isinstance(k, str) for k in key)):
+            text = f"a record is read as rec[probe, statistic], for example rec['grad', 'norm']; got {key!r}"
+            if not isinstance(key, (str, tuple)): return text
+            if isinstance(key, str) and key in self.iters: return f"{text}. Read that as rec.iters[{key!r}]"
+            if key in probes: return f"{text}. Read that as {self._at(key)}"
+            if len(key) == 3 and key[:2] in self.keys():
+                return f"{text}. Its columns are the layers of rec.layers[{key[0]!r}]; rec.frame() has them by name"
+            return text
+        probe, stat = key
         here   = [s for p, s in self._values if p == probe]
         if probe not in probes:
             ours = f"recorded probes: {', '.join(probes) or 'none'}"
             if probe in PROBES:
                 return f"{probe!r} was not recorded; {ours}. Add it with {to_record(self, {probe: [stat]})}"
+            known = {*self._values, *DERIVED}
+            at    = sorted((p for p, d in self._layers.items() if (d.layer == probe).any()),
+                           key=lambda p: (p, stat) not in known)
+            if at: return (f"{probe!r} is a layer, not a probe; {ours}. Read it as a column of "
+                           f"rec[{at[0]!r}, {stat!r}], in the order of rec.layers[{at[0]!r}].layer")
+            if (stat, probe) in known: return f"{probe!r} is no probe; {ours}. Did you mean rec[{stat!r}, {probe!r}]?"
             near = [f". Did you mean rec[{p!r}, {stat!r}]?" for p in get_close_matches(str(probe), probes, 1)]
             return f"{probe!r} is no probe; {ours}{''.join(near)}"
         if stat == 'placebo': return "the placebo was not measured. Add it with LayerStatsCallback(placebo=True)"
@@ -198,7 +221,10 @@ class Record:
         want = []
         for k in keys:
             some = [f for f in flat if f[0] == k] if isinstance(k, str) else [tuple(k) if isinstance(k, list) else k]
-            if not some: raise KeyError(self._why_not((k, 'norm')))
+            if not some:
+                pair = tuple(keys[:2]) in self
+                raise KeyError(f"{k!r} is no probe; give pairs: rec.frame({tuple(keys[:2])!r})" if pair else
+                               self._why_not((k, 'norm')))
             want += some
         want = list(dict.fromkeys(want)) if keys else flat
         for k in want:
@@ -320,12 +346,12 @@ class Record:
     # --- files -------------------------------------------------------------------------------------------------------
     def save(self, path):
         "Write one self-describing Parquet file, which pandas and DuckDB read too (see storing.py). Returns the path."
-        return storing.write(self, path)
+        return storing.write(self, _path(path))
 
     @classmethod
     def load(cls, path):
         "Read the record that `save` wrote."
-        return storing.read(path, cls)
+        return storing.read(_path(path), cls)
 
     # --- what a person sees ------------------------------------------------------------------------------------------
     def __repr__(self):
@@ -387,5 +413,11 @@ def _no_units(recs, n):
         for name, s in r._units.items(): width[name] = max(width.get(name, 0), s.shape[1])
     return {name: np.full((n, w), UNSEEN, np.int8) for name, w in width.items()}
 
+
+def _path(path):
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"a record is saved to and loaded from a path, for example 'run.parquet'; "
+                        f"got {type(path).__name__}")
+    return path
 
 def _num(x): return f'{x:.4g}'

@@ -221,13 +221,32 @@ def test_records_of_grads_only_and_of_one_net():
     repr(compare({'a': bare, 'b': bare})); compare({'a': bare, 'b': bare}).plot()
 
 @pytest.mark.parametrize('runs, error, says', [
-    ({}, TypeError, 'mapping'), ([1], TypeError, 'mapping'), ({'a': []}, ValueError, "'a' has no records"), ({'a': ['x']}, TypeError, 'Record.load')])
+    ({}, TypeError, 'mapping'), ([1], TypeError, 'mapping'), ({'a': []}, ValueError, "'a' has no records"), ({'a': ['x']}, TypeError, 'Record.load'),
+    ({'a': 'run.parquet'}, TypeError, 'got str; .*Record.load'), ({'a': None}, TypeError, 'got NoneType; .*learn.layer_stats'),
+    ({'a': {0: 1}}, TypeError, 'got dict')])
 def test_bad_runs(runs, error, says):
     with pytest.raises(error, match=says): compare(runs)
 
 def test_bad_options():
     with pytest.raises(ValueError, match='conv1.weight'): compare({'a': good(0)}, layer='nope')
-    with pytest.raises(ValueError, match='at least 1'):   compare({'a': good(0)}, first=0)
+    for first in (0, 2.5, 'a', True):
+        with pytest.raises(ValueError, match='first must be a whole number of at least 1'): compare({'a': good(0)}, first=first)
+    with pytest.raises(ValueError, match='1 or more; got 0'): compare({'a': good(0)}).frame(most=0)
+    bare = Record(good(0).iters, {}, {})
+    with pytest.raises(ValueError, match='no statistic of layers was recorded of a and b'): compare({'a': bare, 'b': bare}).frame()
+
+def test_runs_of_different_lengths_are_named_by_what_is_compared():
+    c = compare({'poor': poor(0, n=9, per=3), 'good': good(0)})
+    assert c.span('first') == 'first 4 to 10' and c.span('last') == 'last 5 to 20'
+    assert 'The first 4 to 10 iterations: no' in c.verdict and 'The last 5 to 20 iterations: ' in c.verdict
+
+def test_nets_without_a_layer_in_common():
+    b = good(0)
+    other = Record(b.iters, {('grad', 'norm'): b['grad', 'norm']}, dict(grad=b.layers['grad'].assign(layer='x.' + b.layers['grad'].layer)))
+    c = compare({'a': poor(0), 'b': other})
+    assert 'no weight has the same name in every net' in c.verdict
+    titles = [ax.get_title(loc='left') for ax in c.plot().axes]
+    assert '|g|, L2 norm, no layer in common' in titles and not any('None' in t for t in titles)
 
 def test_plot_draws_the_recorded_numbers_and_leaves_the_records_equal():
     c      = both()

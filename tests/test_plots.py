@@ -467,6 +467,20 @@ def test_small_gradients_passed_axes_and_record_left_alone():
     (lambda r: plot_small_gradients({'a': []}),         ValueError, 'has no record'),
     (lambda r: plot_small_gradients({'a': 3}),          TypeError,  'int'),
     (lambda r: plot_small_gradients(r, layer='*ght'),   ValueError, 'matches 4 layers'),
+    (lambda r: plot_overview(None),                     TypeError,  'has recorded nothing; fit it with'),
+    (lambda r: plot_lines([r]),                         TypeError,  'a Record or {name: Record}, got list'),
+    (lambda r: plot_lines(r, smooth=True),              ValueError, 'smooth=True'),
+    (lambda r: plot_lines(r, layers=[]),                ValueError, r'layers=\[\] is empty; the layers'),
+    (lambda r: plot_lines(r, 'loss', layers='0.bias'),  ValueError, "'loss' is of no layer"),
+    (lambda r: plot_lines(r, ax=plt.figure()),          TypeError,  'got Figure. Give ax='),
+    (lambda r: plot_heat(r, ax=plt.subplots(1, 2)[1]),  TypeError,  'got ndarray. Give ax='),
+    (lambda r: plot_heat(r, 'loss'),                    ValueError, r"plot_lines\(rec, 'loss'\)"),
+    (lambda r: plot_color_dim(r, linear=('0', '10')),   ValueError, 'lo < hi'),
+    (lambda r: plot_color_dim(r, linear=(0, np.nan)),   ValueError, 'lo < hi'),
+    (lambda r: plot_grad_flow(r, iters='first'),        ValueError, "iters='first'; .* whole numbers"),
+    (lambda r: plot_grad_flow(r, iters=1.5),            ValueError, 'iters=1.5; .* whole numbers'),
+    (lambda r: plot_grad_flow(r, iters=[]),             ValueError, r'iters=\[\]; .* whole numbers'),
+    (lambda r: plot_grad_flow(r, stat='nrom'),          KeyError,   r"Did you mean rec\['grad', 'norm'\]"),
 ])
 def test_errors_say_what_is_allowed(call, error, words):
     with pytest.raises(error, match=words): call(make())

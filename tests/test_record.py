@@ -81,7 +81,10 @@ def test_indexing():
     (('grad', 'nrom'), r"Did you mean rec\['grad', 'norm'\]\?"), (('grad', 'elastic'), r"Did you mean rec\['grad', 'elasticity'\]"),
     (('input', 'std'), r"'input' was not recorded; recorded probes: grad, weight, .*LayerStatsCallback\(input=\['std'\]\)"),
     ('norm', r"rec\[probe, statistic\].*got 'norm'"), (3, 'got 3'), (('grad', 'norm', 0), r"rec\['grad', 'norm'\]"),
-    (('weight', 'elasticity'), "not recorded at 'weight'")])
+    (('weight', 'elasticity'), "not recorded at 'weight'"), ('grad', r"Read that as rec\['grad', statistic\]; recorded there: norm"),
+    (('norm', 'grad'), r"Did you mean rec\['grad', 'norm'\]"), (('loss', 'norm'), 'is no probe'), (('grad', ['norm', 'mean']), 'got'),
+    (('grad', 0), r"rec\['grad', 'norm'\]; got"), (('grad', 'norm', '0.weight'), r"rec.layers\['grad'\]; rec.frame\(\)"),
+    (('a.weight', 'norm'), r"'a.weight' is a layer, not a probe; .*column of rec\['grad', 'norm'\]")])
 def test_what_is_missing_is_named_with_its_remedy(key, says):
     with pytest.raises(KeyError, match=says): make()[key]
 
@@ -92,6 +95,18 @@ def test_a_derived_quantity_names_what_it_needs():
     with pytest.raises(KeyError, match="'update'"): r['update', 'ratio']
     assert ('grad', 'elasticity') not in r and ('grad', 'per_loss') in r
     with pytest.raises(KeyError, match='recorded probes: none'): Record(iters([]), {}, {})['grad', 'norm']
+
+def test_what_is_no_attribute_is_answered_with_where_it_is():
+    import copy
+    r = make()
+    with pytest.raises(AttributeError, match=r"read rec.iters\['loss'\]"):              r.loss
+    with pytest.raises(AttributeError, match=r"read rec\['grad', statistic\]; .*norm"): r.grad
+    with pytest.raises(AttributeError, match="no attribute 'nope'$"):                   r.nope
+    with pytest.raises(KeyError, match=r"rec.frame\(\('grad', 'norm'\)\)"):             r.frame('grad', 'norm')
+    with pytest.raises(KeyError, match='is no probe'):                                  r.frame('loss')
+    for call in (lambda: r.save(None), lambda: Record.load(r)):
+        with pytest.raises(TypeError, match="a path, for example 'run.parquet'; got"): call()
+    assert copy.deepcopy(r) == r and not hasattr(r, 'layer_stats')
 
 def test_the_advice_can_be_pasted_and_helps():
     import re
