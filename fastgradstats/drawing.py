@@ -33,10 +33,10 @@ STATS  = dict(norm='L2 norm', std='standard deviation', frac_zero='share of exac
               frac_dead='share of dead units', frac_dormant='share of dormant units',
               frac_saturated='share of saturated elements', abs_mean='mean magnitude', abs_median='median magnitude',
               abs_max='largest magnitude', rms='root mean square', elasticity='elasticity E = |g||w|/loss',
-              per_loss='L2 norm / |loss|', ratio='update ratio |update|/|weight|', hist='share')
+              per_loss='L2 norm / |loss|', ratio='update ratio |update|/|weight|', hist='share', lr='learning rate')
 LOSS, PER_WEIGHT = 'as the loss function', 'loss per unit of weight'
 UNITS  = dict(elasticity='% of loss per % of weight', ratio='ratio', per_loss='per unit of weight', loss=LOSS,
-              loss_constant=LOSS, gain=LOSS, lr='learning rate', elapsed='s', bs='examples', hist='share of elements')
+              loss_constant=LOSS, gain=LOSS, lr='per step', elapsed='s', bs='examples', hist='share of elements')
 OF     = dict(grad=PER_WEIGHT, grad_used=PER_WEIGHT, grad_output='loss per unit of output',
               activation='as the activation', weight='as the weight', update='as the weight',
               input='as the input', output='as the output')
@@ -213,6 +213,7 @@ def label(rec, key, idx=None):
         name = STATS.get(key[1], key[1].replace('_', ' '))
         whose = subject(rec, key[0], idx)
         if key[1] == 'elasticity': name += f' ({whose})'
+        elif key[1] == 'lr': name += f' of the {whose.split()[0]}'
         elif key[1] not in ('ratio', 'frac_dead', 'frac_dormant'): name += f' of the {whose}'
     return f"{name} [{unit(rec, key)}]"
 
@@ -286,7 +287,12 @@ def colour_bar(ax, mesh, tall, **kwargs):
         cb.ax.yaxis.set_major_locator(RoundLog(most))
         cb.ax.yaxis.set_major_formatter(FuncFormatter(log_number))
         cb.ax.minorticks_off()
-    elif not isinstance(mesh.norm, SymLogNorm): cb.ax.yaxis.set_major_locator(MaxNLocator(most, steps=ROUND))
+    elif isinstance(mesh.norm, SymLogNorm):
+        up = RoundLog(max(2, most // 2)).tick_values(2 * mesh.norm.linthresh, mesh.norm.vmax)
+        cb.set_ticks([*-np.array(up[::-1]), 0, *up], labels=[*('−' + log_number(v) for v in up[::-1]), '0',
+                                                            *map(log_number, up)])
+        cb.ax.minorticks_off()
+    else: cb.ax.yaxis.set_major_locator(MaxNLocator(most, steps=ROUND))
     cb.ax.tick_params(labelsize=8)
     cb.outline.set_visible(False)
     return cb

@@ -155,7 +155,7 @@ def _median_line(lines):
 
 def plot_color_dim(
     rec,                          # Record
-    layer=None,                   # name, glob of one layer, or index (-2: the last but one); the last by default
+    layer=None,                   # name, glob of one layer, or index (-2: last but one); the last (weight) by default
     *,
     probe='activation',           # whose `hist`
     linear=None,                  # (lo, hi): 40 equal bins between them, as in the course; else signed logarithmic
@@ -164,7 +164,10 @@ def plot_color_dim(
     "The colourful dimension: the histogram of one layer over time, colour = log of the share of elements in a bin."
     key  = (probe, 'hist')
     hist = check_record(rec)[key]
-    i    = one_layer(rec, probe, -1 if layer is None else layer)
+    i    = one_layer(rec, probe, (weight_layers(rec, probe) or [-1])[-1] if layer is None else layer)
+    if i not in weight_layers(rec, probe):
+        raise ValueError(f"of {names_at(rec, probe, [i])[0]} no histogram is kept, it has one dimension; give one of "
+                         f"{', '.join(names_at(rec, probe, weight_layers(rec, probe)))}")
     hist = hist[:, i].astype(float)                                                       # (window, bin)
     wins = rec.windows[key]
     n    = hist.sum(1, keepdims=True)

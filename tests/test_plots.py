@@ -231,6 +231,14 @@ def test_ticks_of_colour_bars_do_not_overlap(span, tall):
     assert 1 <= len(boxes) and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
     assert not [t for t in bar.get_yticklabels(minor=True) if t.get_text()]
 
+def test_ticks_of_a_signed_logarithmic_colour_bar_do_not_overlap():
+    v  = np.random.default_rng(0).normal(0, 1, (60, 8)) * np.geomspace(1e-9, 1, 8)
+    ax = plot_heat(make(values={('grad', 'mean'): v}), ('grad', 'mean'), log=True)
+    ax.figure.canvas.draw()
+    labels = ax.figure.axes[1].get_yticklabels()
+    boxes  = [t.get_window_extent() for t in labels]
+    assert len(labels) >= 5 and '0' in [t.get_text() for t in labels] and not any(a.overlaps(b) for a, b in zip(boxes, boxes[1:]))
+
 # --- the colourful dimension -----------------------------------------------------------------------------------------
 def test_color_dim_draws_the_shares():
     rec = make()
@@ -245,6 +253,14 @@ def test_color_dim_draws_the_shares():
     got  = (np.where(c < 1e-9, 0, c)[zero[0] + 2:] * tall[:, None]).sum(0)
     np.testing.assert_allclose(got, h[:, 195:].sum(1) / h.sum(1), rtol=1e-5)
     assert '1.act' in texts(ax) and 'share' in bars(ax.figure)
+
+def test_color_dim_of_gradients_takes_the_last_weight():
+    rec  = make()
+    h    = np.full((60, 8, 390), np.nan); h[:, ::2] = rec['activation', 'hist']
+    wins = {('grad', 'hist'): rec.windows['activation', 'hist']}
+    rec  = Record(rec.iters, {('grad', 'hist'): h}, rec.layers, wins, None, None, BINS)
+    assert 'weight gradient 3.weight' in plot_color_dim(rec, probe='grad').get_title(loc='left')
+    with pytest.raises(ValueError, match='of 1.bias no histogram is kept, .* 0.weight, 1.weight'): plot_color_dim(rec, '1.bias', probe='grad')
 
 def test_color_dim_linear_keeps_the_counts():
     rec = make()
