@@ -368,7 +368,7 @@ class Comparison:
             step = np.median(np.diff(mid.index)) if len(mid) > 1 else 1
             if len(mid) > MANY and step <= 2:
                 mid, calm = mid.rolling(SMOOTH, center=True, min_periods=1).median(), True
-            ax.plot(mid.index, put(mid), color=colors[name], lw=2.2)
+            ax.plot(mid.index, put(mid), color=colors[name], lw=2.2, marker='o' if len(mid) == 1 else '')
         if scale in ('log', 'zero'): log_axis(ax.yaxis)
         if floor is not None:
             ax.set_ylim(floor / 1.6)

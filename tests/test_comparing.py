@@ -179,6 +179,11 @@ def test_the_figure_says_whether_it_is_smoothed(n, seeds, words):
     raw  = np.median([r.iters.loss for r in c.runs['good']], axis=0)
     assert np.allclose(bold, raw) == (n == 30)
 
+def test_one_window_of_dead_units_is_drawn_as_a_point():
+    ax = compare({'poor': poor(0, n=10), 'good': good(0, n=10)}).plot().axes[-1]
+    assert 'dead units' in ax.get_title(loc='left')
+    assert [(len(l.get_xdata()), l.get_marker()) for l in ax.lines if l.get_linewidth() > 2] == [(1, 'o'), (1, 'o')]
+
 def test_only_weights_count_not_biases():
     a, b = poor(0), good(0)
     v    = {k: np.array(b[k]) for k in b.keys()}
