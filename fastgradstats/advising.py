@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from .answering import join, num
-from .thresholds import ADAPTIVE_STEP, LARGE_STEP, USUAL_STEP
+from .thresholds import LARGE_STEP
 
 SYMMETRIC = 'Tanh', 'Softsign', 'Hardtanh'
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
@@ -55,11 +55,9 @@ def signal(r):
 
 def power_of_ten(x): return float(10. ** round(math.log10(x)))
 
-def usual(r): return ADAPTIVE_STEP if r.adaptive else USUAL_STEP
-
 def faster(r, ratio):
     "The fix for steps that are too small, by the median update ratio."
-    return {'lr': float(np.clip(power_of_ten(usual(r) / ratio), 10., 1e4))}
+    return {'lr': float(np.clip(power_of_ten(r.usual_step / ratio), 10., 1e4))}
 
 def slower(r, row):
     """The fix for a step that was too large at `row`: an end to the schedule's jump, a clip where the steps before were
@@ -78,7 +76,7 @@ def slower(r, row):
     for v in u:
         if v > large: ratio = v; break                            # the first that was too large: later ones follow
     if not ratio > large: return {'lr': .1, 'clip': 1.}
-    return {'lr': float(np.clip(power_of_ten(usual(r) / ratio), 1e-6, .1))}
+    return {'lr': float(np.clip(power_of_ten(r.usual_step / ratio), 1e-6, .1))}
 
 def scale_up(loss):
     "The fix for underflow: the power of two that brings the loss to about one."

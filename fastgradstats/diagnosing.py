@@ -190,6 +190,10 @@ def _rank(r, f, order, findings):
         place = order.get('starved', place) + .5          # half of the units silent is an effect of signals that fade
     if f.rule == 'dead_units' and r.silent_at_first(f.layer):
         place = min(place, order.get('step_too_large', place) - .5)                    # no step has done it
+    if f.rule == 'dead_units' and any(g.rule == 'saturated' and f.layer in g.layers for g in findings):
+        place = order.get('saturated', place) + .5        # stuck at a bound, to the last bit
+    if f.rule == 'bad_init' and 0 < f.value < 1 and {'step_too_large', 'exploding'} & {g.rule for g in findings}:
+        place = order.get('non_finite', place) + .5       # what fades makes no step too large
     return f.severity == 'info', place, f.iters[0]
 
 def _dies_at_once(r, f):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .reading import columns, weights
-from .thresholds import AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
+from .thresholds import ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
 
 WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
 FEWEST  = 10                      # rows below which nothing is judged
@@ -149,7 +149,7 @@ class Run:
     def failing(self, row=-1):
         "Which factor of a step fails at `row`: 'elasticity', 'update ratio', 'direction'; '' where it cannot be told."
         e, u = trailing(self.median_elasticity)[row], trailing(self.median_ratio)[row]
-        if np.isfinite(u) and (self.step_fails[row] or u < SMALL_STEP and not e < STARVED): return 'update ratio'
+        if np.isfinite(u) and (self.step_fails[row] or u < self.small_step and not e < STARVED): return 'update ratio'
         if e < STARVED and not self.median_placebo[row] >= PASSES: return 'elasticity'
         return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
 
@@ -189,9 +189,19 @@ class Run:
         """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers
         of elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a
         usual ratio a tenth of the loss would be gone within the horizon.  # (row,) bool"""
-        u, e = trailing(self.median_ratio) / SMALL_STEP, trailing(self.median_elasticity) / STARVED
+        u, e = trailing(self.median_ratio) / self.small_step, trailing(self.median_elasticity) / STARVED
         with np.errstate(divide='ignore', invalid='ignore'):
             return (u < np.minimum(e, 1)) & (trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1)
+
+    @property
+    def usual_step(self):
+        "The median update ratio of healthy runs at first."
+        return ADAPTIVE_STEP if self.adaptive else USUAL_STEP
+
+    @property
+    def small_step(self):
+        "The median update ratio below which a step hardly moves: further up where usual ones are larger."
+        return SMALL_STEP * self.usual_step / USUAL_STEP
 
     def waking(self, e=None):
         "Where elasticity will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"

@@ -56,6 +56,10 @@ def stuck(r):
     b = r.blind
     return bool(b[-FEWEST:].all()) or not np.isfinite(r.loss[-1]) if len(b) else False
 
+def thrives(r, share=.25):
+    "Whether much has been learned at the end, as a share of the best constant answer's loss."
+    return bool(len(r) and r.learned[-1] > share * abs(r.best_constant))
+
 def named(layers, most=3):
     return ', '.join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else '')
 

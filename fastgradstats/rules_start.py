@@ -7,7 +7,7 @@ import pandas as pd
 from .advising import advise, signal, weights
 from .answering import num
 from .evidence import FEWEST, run
-from .findings import LOSS, Finding, medians, named, need, root_numel, rule, stuck
+from .findings import LOSS, Finding, medians, named, need, root_numel, rule, stuck, thrives
 from .thresholds import DEAD_JUMP, SETTLE
 
 @rule(needs=[[('activation', 'std'), ('weight', 'norm')]],
@@ -22,6 +22,8 @@ def bad_init(rec, limit=10., each=1.6):
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
     if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
+        stays = not r.get('weight', 'norm', zero)[-1].all()
+        if harm == 'info' and (stays or not thrives(r)): harm = 'warning'
         yield Finding('bad_init', zero[0], span, 0., 0., harm,
                       f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
                       advise(weights(r)), weights(r), zero)
@@ -66,7 +68,8 @@ def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
     last weight), as far as recorded; up to the first activation whose units are dead, which cuts what follows off."""
     rec, out = r.rec, []
-    if ('input', 'std') in rec: out.append(('input', _input_std(r)))
+    first = r.get('activation', 'std')[0, :1] if ('activation', 'std') in rec else np.array([])
+    if ('input', 'std') in rec: out.append(('input', float(np.clip([*first, 1.][0], *_input_std(r)))))
     whole = True
     if ('activation', 'std') in rec:
         dead = ('activation', 'frac_dead')
@@ -96,27 +99,34 @@ def _zero_weights(r):
     return tuple(np.array(r.layers)[r.get('weight', 'norm', r.layers)[0] == 0])
 
 def _costly(r, clear=1.05):
-    "Whether most of the run had clearly a larger loss than the best constant answer: learning was undoing the start."
-    with np.errstate(invalid='ignore'):
-        return bool(np.isfinite(r.best_constant) and r.positive and np.median(r.loss) > clear * r.best_constant)
+    """Whether learning was undoing the start: most of the run had clearly a larger loss than the best constant answer,
+    or a quarter of it, and three times as large at first."""
+    if not np.isfinite(r.best_constant) or not r.positive: return False
+    with np.errstate(invalid='ignore'): above = np.mean(r.loss > clear * r.best_constant)
+    return bool(above > .5 or above > .25 and r.first_loss > 3 * r.best_constant)
 
 def _outgrown(r):
     "Standard deviation of the first outputs over that of the inputs (1 where those are no numbers); 0: not recorded."
     if ('output', 'std') not in r.rec: return 0.
     out = np.nanmax(r.get('output', 'std')[0], initial=0)
-    inp = _input_std(r)
+    inp = _input_std(r)[1]
     return float(out / inp) if inp > 0 else float(out)
 
 def _input_std(r):
-    "Of the inputs before the first step; 1 where an embedding takes some of them, as indices have no scale."
-    if ('input', 'std') not in r.rec: return 0.
-    if 'grad' in r.rec.layers and r.rec.layers['grad'].type.str.startswith('Embedding').any(): return 1.
-    return float(np.nanmax(r.get('input', 'std')[0], initial=0))
+    """Of the inputs before the first step, (least, most). Indices have no scale: where embeddings take some, what goes
+    in lies between the embeddings' own and that of the other inputs, which counts as 1 at most."""
+    if ('input', 'std') not in r.rec: return 0., 0.
+    std = r.get('input', 'std')[0]
+    emb = r.rec.layers['weight'][lambda d: d.type.str.startswith('Embedding')] if ('weight', 'norm') in r.rec else ()
+    if not len(emb): return (float(np.nanmax(std, initial=0)),) * 2
+    rms = r.get('weight', 'norm', list(emb.layer))[0] / np.sqrt(emb.numel.to_numpy(float))
+    both = [np.nanmax(rms), *np.minimum(std, 1)]
+    return float(np.nanmin(both)), float(np.nanmax(both))
 
 def _no_gradient(r, layers):
     "Whether most of these layers had no gradient at first."
     if ('grad', 'norm') not in r.rec: return True
-    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[0]) > 0) < .5
+    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[0]) > 0) <= .5
 
 def _backward(r):
     if ('grad', 'norm') not in r.rec or len(r.layers) < 3: return ''
@@ -159,7 +169,7 @@ def double_softmax(rec):
     n   = round(n)
     one = np.nanmax(np.abs(m * n - 1)) < 1e-3
     if not (one and n >= 2 and np.nanmin(lo) >= 0 and np.nanmax(hi) <= 1 + 1e-6): return
-    if not abs(r.first_loss / np.log(n) - 1) < .1 or np.nanmin(r.loss) < np.log(n) - 1: return
+    if not abs(r.first_loss / np.log(n) - 1) < .2 or np.nanmin(r.loss) < np.log(n) - 1: return
     floor = np.log(1 + (n - 1) / np.e)
     yield Finding('double_softmax', '', (int(r.iter[0]), int(r.iter[-1])), float(np.nanmin(r.loss)), floor,
                   'critical' if stuck(r) else 'warning',

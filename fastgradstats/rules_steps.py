@@ -7,7 +7,7 @@ from .advising import advise, faster, slower
 from .answering import num
 from .evidence import WINDOW, run
 from .findings import ELASTICITY, LOSS, RATIO, Finding, factors, medians, named, need, root_numel, rule, stuck, told
-from .thresholds import SETTLE, SMALL_STEP, STARVED
+from .thresholds import SETTLE, STARVED
 
 OPTIMIZER = {'optimizer': 'all parameters'}
 
@@ -55,7 +55,7 @@ def _recovered(r, row, before, share=.2):
 @rule(needs=[LOSS, RATIO],
       source='torchmortem: update ratio below 1e-5; cs231n: 1e-3 is usual. Limit: zoo. Against starved: the loss '
              'a step removes is elasticity x ratio, and the one further below its limit comes first')
-def step_too_small(rec, limit=SMALL_STEP, fall=.1):
+def step_too_small(rec, limit=None, fall=.1):
     "The weights hardly move although the gradient could move the loss."
     r = run(rec)
     need(r, SETTLE + WINDOW)
@@ -67,6 +67,7 @@ def step_too_small(rec, limit=SMALL_STEP, fall=.1):
     e   = np.nanmedian(r.median_elasticity[SETTLE:]) if ELASTICITY in rec and r.positive else np.nan
     end = medians(r.loss[-WINDOW:, None])[0]
     rest  = np.nanmedian(r.settled[SETTLE:]) if np.isfinite(r.settled).any() else np.nan
+    limit = limit or r.small_step
     limit = min(limit, rest / 3) if np.isfinite(rest) else limit                   # at rest there: no fault of the step
     if not np.isfinite(end) or med >= limit: return
     usual = f"with this weight decay it settles near {num(rest)}" if np.isfinite(rest) else "usual: about 1e-3"

@@ -61,7 +61,8 @@ def exploding(rec, grown=30., worse=3.):
     ref  = np.nanmin([r.first_loss, r.best_constant]) if np.isfinite(r.best_constant) else r.first_loss
     if not base > 0: return
     with np.errstate(invalid='ignore', over='ignore'):
-        bad = (g > grown * base) & ((r.loss > worse * ref) | ~np.isfinite(r.loss)) & (np.arange(len(r)) > 0)
+        high = ref + (worse - 1) * abs(ref)
+        bad  = (g > grown * base) & ((r.loss > high) | ~np.isfinite(r.loss)) & (np.arange(len(r)) > 0)
     if not bad.any(): return
     row  = int(bad.argmax())
     last = int(np.flatnonzero(bad)[-1])

@@ -81,7 +81,7 @@ def vanishing_through_time():
 def dead_units():
     p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = .9; p.v['update', 'norm'][45, 1] = 10.; return p, '1.act', 45
 def saturated():
-    p = Planted(); p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8; return p, '2.act', 0
+    p = Planted(); p.iters['loss'] = p.iters['loss'] ** .1 * 2.1; p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8; return p, '2.act', 0
 def step_too_large():
     p = Planted(); p.v['update', 'norm'][30, 3] = 20.; p.iters['loss'][31:41] = 30.; return p, '3.weight', 30
 def step_too_small():

@@ -430,3 +430,23 @@ def test_the_fix_for_a_signal_that_fades_is_the_nets_own(act, norm, fix):
     learn.model = nn.Sequential(nn.Linear(20, 20), *([nn.BatchNorm1d(20)] if norm else []), act(), nn.Linear(20, 2))
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))
     assert signal(run(learn.layer_stats)) == fix
+
+@pytest.mark.parametrize('inputs', ['indices', 'both'])
+def test_small_embeddings_are_no_fault_of_the_first_layer(inputs):
+    "As fastai draws them, .01: what goes in has their scale, or lies between theirs and that of the other inputs."
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.emb = nn.Embedding(40, 8); nn.init.normal_(self.emb.weight, std=.01)
+            n = 8 if inputs == 'indices' else 10
+            self.body = nn.Sequential(nn.Linear(n, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+            for m in self.body:
+                if isinstance(m, nn.Linear): nn.init.kaiming_normal_(m.weight); nn.init.zeros_(m.bias)
+        def forward(self, i, x=None): return self.body(torch.cat([self.emb(i)] + ([x] if inputs == 'both' else []), 1))
+    set_seed(0)
+    i  = torch.randint(0, 40, (128,))
+    ds = list(zip(i, i % 2)) if inputs == 'indices' else list(zip(i, torch.randn(128, 2), i % 2))
+    dls = DataLoaders(DataLoader(ds, bs=32), DataLoader(ds, bs=32), device='cpu')
+    dls.n_inp = 1 if inputs == 'indices' else 2
+    c = check_init(Learner(dls, Net(), loss_func=nn.CrossEntropyLoss()))
+    assert not [f for f in c.findings if f.rule == 'bad_init'], repr(c)

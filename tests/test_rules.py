@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from planted import BINS, FAULTS, PerCall, Planted
 
-from fastgradstats import diagnose
+from fastgradstats import Record, diagnose
 from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
 
 RULES = {f.__name__: f for f in ALL}
@@ -107,6 +107,46 @@ def test_a_step_that_killed_the_net_is_named_though_the_loss_came_back_at_once(l
     found = {f.rule: f for f in diagnose(p.record()).findings}
     assert ('step_too_large' in found) != learns
     if not learns: assert '5.8 after for a moment' in found['step_too_large'].evidence
+
+@pytest.mark.parametrize('dead,severity', [(.6, 'info'), (.9, 'warning')])
+def test_dead_units_of_a_net_that_learns_well_are_a_warning_only_where_most_are_dead(dead, severity):
+    p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = dead
+    f = first(p)
+    assert f.rule == 'dead_units' and f.severity == severity
+
+def test_saturation_of_a_net_that_learns_well_is_no_fault():
+    p = Planted(); p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8
+    assert first(p).rule == 'saturated' and diagnose(p.record()).ok
+
+def test_units_stuck_at_a_bound_are_saturated_not_dead():
+    p = Planted().starve(); p.act = 'Tanh'
+    p.v['activation', 'frac_saturated'][:, 2] = 1.; p.v['activation', 'frac_dead'][:, 2] = 1.; p.v['activation', 'std'][:, 2] = 0.
+    assert first(p).rule == 'saturated'
+    del p.v['activation', 'frac_saturated']
+    assert first(p).rule == 'dead_units'
+
+def test_a_loss_below_zero_does_not_explode_by_falling():
+    p = Planted()
+    p.iters['loss'] = p.iters['loss'] - 3.; p.iters['loss_constant'] = np.full(p.n, -1.2)
+    p.v['grad', 'norm'][40:60] = 50.
+    assert 'exploding' not in [f.rule for f in diagnose(p.record()).findings]
+    p.iters['loss'][40:60] = 5.
+    assert 'exploding' in [f.rule for f in diagnose(p.record()).findings]
+
+def test_what_fades_makes_no_step_too_large():
+    p, *_ = FAULTS['step_too_large']()
+    p.v['activation', 'std'] *= .01
+    p.iters['loss'] = np.where(np.arange(p.n) > 30, 9., p.iters['loss'])
+    rules = [f.rule for f in diagnose(p.record()).findings if f.severity != 'info']
+    assert rules[0] == 'step_too_large' and 'bad_init' in rules
+
+def test_a_small_step_of_adam_is_three_times_as_large():
+    def planted(name):
+        p = Planted().starve(by=1.); p.v['grad', 'norm'][:] = .3; p.v['update', 'norm'][:] = 2e-4 * 5
+        r = p.record()
+        return Record(r.iters, {k: r[k] for k in r.keys()}, r.layers, r.windows, None, None, r.bins, {'optimizer': {'name': name}})
+    assert diagnose(planted('Adam')).findings[0].rule == 'step_too_small'
+    assert 'step_too_small' not in [f.rule for f in diagnose(planted('SGD')).findings]
 
 # --- advice ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize('name', RULES)
