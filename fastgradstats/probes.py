@@ -15,10 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-OUTPUTS    = ('activation', 'grad_output')                    # read at a site: a module's output
-PARAMETERS = ('grad', 'grad_used', 'weight', 'update')        # read at a parameter
-ENDS       = ('input', 'output')                              # read at the model
-PROBES     = OUTPUTS + PARAMETERS + ENDS
+from .storing import ENDS, OUTPUTS, PARAMETERS, PROBES      # noqa: F401
 
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
 NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)

@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 
 from . import storing
-from .storing import ALIVE, DEAD, DEAD_UNITS, ITER_COLS, NONFINITE, UNSEEN, Bins, plain      # noqa: F401
+from .storing import ALIVE, DEAD, DEAD_UNITS, ITER_COLS, NONFINITE, PROBES, UNSEEN, Bins, plain      # noqa: F401
 
 MAX_WINDOWS = 1024                # a histogram key keeps 512 to 1024 windows however long the run is
 RESERVED    = {*ITER_COLS, 'gain', 'row', 'probe', 'layer', 'unit_state'}   # not free as a statistic's name
-PROBES      = ('activation', 'grad_output', 'grad', 'grad_used', 'weight', 'update', 'input', 'output')
 NOT_ASKED   = {('update', 'lr'), ('grad', 'placebo')}       # recorded, but not by their names
 DERIVED     = {('grad', 'rms'):        "norm / sqrt(numel)",
                ('grad', 'per_loss'):   "norm / |loss|",

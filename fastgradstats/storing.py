@@ -16,6 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 FORMAT     = 1
+OUTPUTS    = ('activation', 'grad_output')                    # read at a site: a module's output
+PARAMETERS = ('grad', 'grad_used', 'weight', 'update')        # read at a parameter
+ENDS       = ('input', 'output')                              # read at the model
+PROBES     = OUTPUTS + PARAMETERS + ENDS
 ITER_COLS  = dict(iter='int64', fit='int64', epoch='int64', bs='int64', loss='float64', loss_constant='float64',
                   lr='float64', mom='float64', grad_norm='float64', clip_factor='float64', stepped='bool',
                   measured='bool', n_accum='int64', elapsed='float64')
