@@ -28,16 +28,17 @@ def step_too_large(rec, limit=1., worse=1.2):
     big  = np.where(late, 0, np.nan_to_num(v, posinf=np.inf))
     top  = big.max(1)
     hits = np.flatnonzero(top > limit)
+    lost = len(hits) > 0 and stuck(r)
     for i in hits:
         before, after = r.loss[max(i - 5, 0):i + 1], r.loss[i + 1:i + 11]
         before = np.nanmedian(before) if np.isfinite(before).any() else np.nan
-        jumped = stuck(r) and after[:3].max(initial=0) > worse * before    # for a moment, then never learned
+        jumped = lost and after[:3].max(initial=0) > worse * before    # for a moment, then never learned
         if not len(after) or np.isfinite(after).all() and np.median(after) <= worse * before and not jumped: continue
         k    = int(big[i].argmax())
         fix  = slower(r, i)
         end  = after[:3].max() if jumped else np.nanmedian(after) if np.isfinite(after).any() else np.nan
         yield Finding('step_too_large', r.layers[k], (int(r.iter[i]), int(r.iter[hits[-1]])), float(big[i, k]), limit,
-                      'critical' if stuck(r) else 'info' if _recovered(r, hits[-1], before) else 'warning',
+                      'critical' if lost else 'info' if _recovered(r, hits[-1], before) else 'warning',
                       f"{told((r.iter[i], r.layers[k], big[i, k]))}; loss {num(before)} before, "
                       f"{num(end) if np.isfinite(end) else 'not finite'} after"
                       f"{' for a moment, and nothing has been learned since' if jumped else ''}"
