@@ -12,7 +12,7 @@ import numpy as np
 from .answering import join, num
 from .thresholds import LARGE_STEP
 
-SYMMETRIC = 'Tanh', 'Softsign', 'Hardtanh'
+SYMMETRIC = '^(?:Tanh|Softsign|Hardtanh)'
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
 WORDS = dict(
     lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",
@@ -35,23 +35,25 @@ def advise(fix, *more):
     "A fix in words, every key of it, and what else may be tried."
     return '; or '.join([join([WORDS[k](v) for k, v in fix.items()])] * bool(fix) + list(more))
 
-def _types(r, *starts):
-    "Whether the record has a layer whose type begins so."
-    tables = (r.rec.layers[p] for p in ('grad', 'activation') if p in r.rec.layers)
-    return any(t.type.astype(str).str.startswith(starts).any() for t in tables)
+def _share(r, probe, pattern):
+    "The share of a probe's layers of which the type matches; a gate or two among others is no more than that."
+    types = r.rec.layers[probe].type.astype(str) if probe in r.rec.layers else ()
+    return types.str.contains(pattern).mean() if len(types) else 0.
 
-def _normed(r): return any(r.rec.layers['grad'].type.astype(str).str.contains('Norm')) if r.layers else False
+def _sigmoids(r): return _share(r, 'activation', '^Sigmoid') > .5
+def _normed(r):   return _share(r, 'grad', 'Norm') > 0
 
 def weights(r):
     "The fix for initial weights: Kaiming for ReLU, Xavier where a norm or another activation function keeps the scale."
-    return {'init': 'xavier' if _normed(r) or _types(r, *SYMMETRIC, 'Sigmoid') else 'kaiming'}
+    bounded = _sigmoids(r) or _share(r, 'activation', SYMMETRIC) > .5
+    return {'init': 'xavier' if _normed(r) or bounded else 'kaiming'}
 
 def signal(r):
     """The fix for a signal that fades or grows from layer to layer: tanh for sigmoids, whose slope is .25 at most; else
     weights anew and a norm, where there is none, behind which Xavier's smaller weights learn faster."""
-    if _types(r, 'Sigmoid'): return {'activation': 'tanh', 'init': 'xavier'}
-    if _normed(r):           return weights(r)
-    return {'init': 'kaiming' if _types(r, 'RNN', 'LSTM', 'GRU') else 'xavier', 'norm': 'batch'}
+    if _sigmoids(r): return {'activation': 'tanh', 'init': 'xavier'}
+    if _normed(r):   return weights(r)
+    return {'init': 'kaiming' if _share(r, 'grad', '^(?:RNN|LSTM|GRU)') > 0 else 'xavier', 'norm': 'batch'}
 
 def power_of_ten(x): return float(10. ** round(math.log10(x)))
 

@@ -431,6 +431,19 @@ def test_the_fix_for_a_signal_that_fades_is_the_nets_own(act, norm, fix):
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))
     assert signal(run(learn.layer_stats)) == fix
 
+def test_a_gate_among_other_activations_is_no_sigmoid_net():
+    "As a squeeze-and-excite net has: its gates are not to be swapped for tanh."
+    from fastgradstats.advising import signal, weights
+    from fastgradstats.evidence import run
+    class Gated(nn.Module):
+        def __init__(self): super().__init__(); self.lin, self.gate, self.act = nn.Linear(20, 20), nn.Sigmoid(), nn.ReLU()
+        def forward(self, x): h = self.lin(x); return self.act(h * self.gate(h))
+    learn = make(depth=2)
+    learn.model = nn.Sequential(Gated(), nn.Linear(20, 20), nn.ReLU(), nn.Linear(20, 2))
+    learn.fit(1, cbs=LayerStatsCallback(verbose=False))
+    r = run(learn.layer_stats)
+    assert signal(r) == {'init': 'xavier', 'norm': 'batch'} and weights(r) == {'init': 'kaiming'}
+
 @pytest.mark.parametrize('inputs', ['indices', 'both'])
 def test_small_embeddings_are_no_fault_of_the_first_layer(inputs):
     "As fastai draws them, .01: what goes in has their scale, or lies between theirs and that of the other inputs."
