@@ -10,9 +10,11 @@ import math
 import numpy as np
 
 from .answering import join, num
-from .thresholds import LARGE_STEP
+from .evidence import median_layer
+from .thresholds import LARGE_STEP, SETTLE
 
 SYMMETRIC = '^(?:Tanh|Softsign|Hardtanh)'
+ADAM_LR = 5e-3                    # the zoo's healthy runs with Adam: .003 to .05; fastai's default is .001
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
 WORDS = dict(
     lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",
@@ -33,7 +35,9 @@ WORDS = dict(
 
 def advise(fix, *more):
     "A fix in words, every key of it, and what else may be tried."
-    return '; or '.join([join([WORDS[k](v) for k, v in fix.items()])] * bool(fix) + list(more))
+    only  = f" of {join(fix['layers'])} alone, as the others start at a usual scale" if 'layers' in fix else ''
+    words = [WORDS[k](v) + only * (k == 'init') for k, v in fix.items() if k != 'layers']
+    return '; or '.join([join(words)] * bool(fix) + list(more))
 
 def _share(r, probe, pattern):
     "The share of a probe's layers of which the type matches; a gate or two among others is no more than that."
@@ -44,22 +48,37 @@ def _sigmoids(r): return _share(r, 'activation', '^Sigmoid') > .5
 def _normed(r):   return _share(r, 'grad', 'Norm') > 0
 
 def weights(r):
-    "The fix for initial weights: Kaiming for ReLU, Xavier where a norm or another activation function keeps the scale."
+    """The fix for initial weights: Kaiming for ReLU, Xavier where a norm or another activation function keeps the
+    scale; for the layers alone that are off scale, where the others are not."""
     bounded = _sigmoids(r) or _share(r, 'activation', SYMMETRIC) > .5
-    return {'init': 'xavier' if _normed(r) or bounded else 'kaiming'}
+    only    = {'layers': tuple(r.off_scale)} if r.off_scale else {}
+    return {'init': 'xavier' if _normed(r) or bounded else 'kaiming', **only}
 
 def signal(r):
-    """The fix for a signal that fades or grows from layer to layer: tanh for sigmoids, whose slope is .25 at most; else
-    weights anew and a norm, where there is none, behind which Xavier's smaller weights learn faster."""
+    """The fix for a signal that fades or grows from layer to layer: layers off scale anew where the others are not, and
+    norms; tanh for sigmoids, whose slope is .25 at most; else weights anew and a norm, where there is none, behind
+    which Xavier's smaller weights learn faster."""
+    if r.off_scale:  return {**weights(r), 'norm': 'batch'}
     if _sigmoids(r): return {'activation': 'tanh', 'init': 'xavier'}
     if _normed(r):   return weights(r)
     return {'init': 'kaiming' if _share(r, 'grad', '^(?:RNN|LSTM|GRU)') > 0 else 'xavier', 'norm': 'batch'}
 
 def power_of_ten(x): return float(10. ** round(math.log10(x)))
 
+def _to_usual(r, rows, ratio):
+    """The factor on the learning rate that takes steps of such an update ratio, in those rows, to usual ones. Adam
+    moves an element by about the learning rate whatever the net, so that there the rate itself is weighed as much as
+    the ratio, and embeddings, of any scale and seldom moved, have no say."""
+    lr = np.nanmax(r.lr[rows])
+    if not r.adaptive or not lr > 0: return power_of_ten(r.usual_step / ratio)
+    dense = ~np.array([str(t).startswith('Embedding') for t in r.rec.layers['grad'].type.iloc[r.cols]])
+    ratio = np.nanmedian(median_layer(np.where(r.update_ratio > 0, r.update_ratio, np.nan)[rows][:, dense]))
+    f     = ADAM_LR / lr
+    return power_of_ten(math.sqrt(f * r.usual_step / ratio) if ratio > 0 else f)
+
 def faster(r, ratio):
     "The fix for steps that are too small, by the median update ratio."
-    return {'lr': float(np.clip(power_of_ten(r.usual_step / ratio), 10., 1e4))}
+    return {'lr': float(np.clip(_to_usual(r, slice(SETTLE, None), ratio), 10., 1e4))}
 
 def slower(r, row):
     """The fix for a step that was too large at `row`: an end to the schedule's jump, a clip where the steps before were
@@ -68,17 +87,15 @@ def slower(r, row):
     lr    = r.lr[:row][np.isfinite(r.lr[:row])]
     jump  = len(lr) and np.nanmax(r.lr[row - min(row, 3):row + 1]) / np.median(lr) >= JUMP
     if jump: return {'lr_cap': float(f'{np.median(lr):.2g}')}
-    u     = r.median_ratio[:row + 1]
-    u     = u[np.isfinite(u)]
+    u     = np.nan_to_num(r.median_ratio[:row + 1])
     large = np.nanmax([LARGE_STEP, *(2 * r.settled[:1])])              # AdamW may settle above it
     norms = r.all.grad_norm.to_numpy(float)[r.rows][:row]
     norms = norms[np.isfinite(norms) & (norms > 0)]
-    if len(u) > 5 and len(norms) and np.median(u[:-1]) <= large: return {'clip': float(f'{np.median(norms):.1g}')}
-    ratio = u[0] if len(u) else np.nan
-    for v in u:
-        if v > large: ratio = v; break                            # the first that was too large: later ones follow
-    if not ratio > large: return {'lr': .1, 'clip': 1.}
-    return {'lr': float(np.clip(power_of_ten(r.usual_step / ratio), 1e-6, .1))}
+    usual = np.median(u[:-1][u[:-1] > 0]) <= large
+    if len(u) > 5 and len(norms) and usual: return {'clip': float(f'{np.median(norms):.1g}')}
+    over  = np.flatnonzero(u > large)[:1]                              # the first that was too large: others follow
+    if not len(over): return {'lr': .1, 'clip': 1.}
+    return {'lr': float(np.clip(_to_usual(r, over, u[over[0]]), 1e-6, .1))}
 
 def scale_up(loss):
     "The fix for underflow: the power of two that brings the loss to about one."

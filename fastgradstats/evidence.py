@@ -4,6 +4,7 @@ Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers
 """
 from __future__ import annotations
 
+import re
 import warnings
 import weakref
 
@@ -20,6 +21,8 @@ NOISE   = 5                       # what is learned is near zero within so many 
 ADAPTIVE = 'adam', 'rms', 'lamb', 'lars', 'lion', 'adagrad', 'adadelta', 'adafactor', 'ranger'
 HAZY    = .25                     # standard error of a cosine above which it is not known
 SURE    = 4.                      # t statistic of a slope
+DENSE   = 'Linear|Conv|RNN|LSTM|GRU|MultiheadAttention|NonDynamicallyQuantizableLinear'
+FAINT, LOUD, FAR_BIAS = .02, 8., 3.                # healthy nets of the zoo .07 to 3, biases to 1; its faults from 12
 
 
 class Run:
@@ -52,6 +55,26 @@ class Run:
         if ('activation', 'std') not in self.rec or not self.n: return False
         k = list(self.rec.layers['activation'].layer).index(layer)
         return self.get('activation', 'std')[0, k] == 0
+
+    @property
+    def off_scale(self):
+        """{module: (its weight, rms of that x sqrt(fan in))} of those whose weights or bias start far from what any
+        usual initialisation gives: less than a fiftieth or more than 8 (PyTorch's own gives .58, Xavier about 1,
+        Kaiming 1.4), a bias beyond an rms of 3; {} where it is not known, or where it is more than half of them."""
+        d = self.rec.layers.get('weight')
+        if d is None or ('weight', 'norm') not in self.rec or not self.n or not {'shape', 'type', 'module'} <= {*d}:
+            return {}
+        rms  = self.rec['weight', 'norm'][self.rows[0]] / np.sqrt(d.numel.to_numpy(float))
+        dims = [[int(n) for n in re.findall(r'\d+', str(s))] for s in d['shape']]
+        at   = lambda test: {m for m, hit in zip(d.module, test) if hit}
+        mine = d.type.astype(str).str.match(DENSE).to_numpy()
+        wide = np.array([len(s) > 1 for s in dims])
+        with np.errstate(divide='ignore', invalid='ignore'):
+            size = rms * np.sqrt([np.prod(s[1:]) for s in dims])
+            odd  = np.where(wide, (size < FAINT) | (size > LOUD), rms > FAR_BIAS) & mine & np.isfinite(rms)
+        first = {m: (l, float(q)) for m, l, q, w in zip(d.module[::-1], d.layer[::-1], size[::-1], wide[::-1]) if w}
+        out   = {m: first[m] for m in dict.fromkeys(d.module) if m in at(odd) and m in first}
+        return out if len(out) <= len(at(mine & wide)) / 2 else {}
 
     # --- the loss ----------------------------------------------------------------------------------------------------
     @property

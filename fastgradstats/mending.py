@@ -46,10 +46,11 @@ class _ScaleLoss(Callback):
 
 def apply_fix(learn, fix):
     """Change a Learner that has not trained yet as `fix` says; returns the keys that were applied. Keys are applied
-    together: new weights after the change of activation functions, norms last."""
-    done = []
-    for key in sorted(fix, key=lambda k: (k == 'norm', k == 'init')):
-        if APPLY[key](learn, fix[key]) is not False: done.append(key)
+    together: new weights (of `layers`, or all) after the change of activation functions, norms last."""
+    done = ['layers'] if 'init' in fix else []
+    for key in sorted({*fix} - {'layers'}, key=lambda k: (k == 'norm', k == 'init')):
+        args = (fix['layers'],) if key == 'init' and 'layers' in fix else ()
+        if APPLY[key](learn, fix[key], *args) is not False: done.append(key)
     return [k for k in fix if k in done]
 
 def _lr(learn, f):
@@ -83,8 +84,8 @@ def _swap(model, old, make):
             if isinstance(c, old): setattr(m, n, make())
 
 @torch.no_grad()
-def _init(learn, how):
-    for m in learn.model.modules():
+def _init(learn, how, layers=('',)):
+    for m in (m for l in layers for m in learn.model.get_submodule(l).modules()):
         if how == 'orthogonal':
             if isinstance(m, (nn.RNNBase, nn.RNNCellBase)): _init_recurrent(m)
             continue

@@ -6,7 +6,7 @@ import pandas as pd
 
 from .advising import advise, signal, weights
 from .answering import num
-from .evidence import FEWEST, run
+from .evidence import FEWEST, LOUD, run
 from .findings import LOSS, Finding, medians, named, need, root_numel, rule, stuck, thrives
 from .thresholds import DEAD_JUMP, SETTLE
 
@@ -24,9 +24,10 @@ def bad_init(rec, limit=10., each=1.6):
     if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
         stays = not r.get('weight', 'norm', zero)[-1].all()
         if harm == 'info' and (stays or not thrives(r)): harm = 'warning'
+        fix   = signal(r) if r.off_scale else weights(r)
         yield Finding('bad_init', zero[0], span, 0., 0., harm,
                       f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
-                      advise(weights(r)), weights(r), zero)
+                      advise(fix), fix, zero)
         return
     names, y = _scales(r)
     if len(y) < 3: return
@@ -40,10 +41,17 @@ def bad_init(rec, limit=10., each=1.6):
     far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
     grown = _outgrown(r) > 3 * limit
     fix   = signal(r)
-    if not (far or grown or k is not None and not worked): return
+    loud  = [(l, q) for l, q in r.off_scale.values() if q > LOUD]
+    if not (far or grown or loud or k is not None and not worked): return
     still = '' if not worked else "; training went on in spite of it" + (
             ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
-    if k is not None:
+    if loud:
+        l, q = max(loud, key=lambda lq: lq[1])
+        yield Finding('bad_init', l, span, q, LOUD, harm,
+                      f"before the first step the weights of {l} are {num(q)} / sqrt(fan in) (rms), where an "
+                      f"initialisation that keeps scale has about 1{_backward(r)}{still}", advise(fix), fix,
+                      tuple(l for l, _ in loud))
+    elif k is not None:
         f = float(np.exp(d[k]))
         yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
                       f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .advising import advise, slower, weights
+from .advising import advise, signal, slower, weights
 from .answering import pct
 from .evidence import WINDOW, run
 from .findings import Finding, Unreadable, medians, named, rule, spike, stuck, thrives, told
@@ -62,7 +62,8 @@ def saturated(rec, limit=.5):
     if not hit.any(): return
     k     = int(hit.argmax())
     early = start[k] > limit
-    fix   = {'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
+    anew  = signal(r) if r.off_scale else {}
+    fix   = {**anew, 'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
     yield Finding('saturated', acts.layer[k], (int(r.iter[0 if early else -1]), int(r.iter[-1])), float(end[k]), limit,
                   'critical' if stuck(r) else 'warning' if early and not thrives(r) else 'info',
                   f"{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within 3 % of its bounds"

@@ -27,7 +27,7 @@ TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared pro
                  watching='gathering hooking placebo planning prepared probes stepping views', data='')
 RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_time', 'rules_units', 'rules_values')
 READING   = dict(reading='record', answering='', reporting='reading', comparing='answering drawing reading record thresholds',
-                 evidence='reading thresholds', findings='answering evidence', advising='answering thresholds',
+                 evidence='reading thresholds', findings='answering evidence', advising='answering evidence thresholds',
                  **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
                  states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
                  drawing='reading record', smallgrads='drawing reading record thresholds',
