@@ -11,10 +11,9 @@ import numpy as np
 
 from .answering import join, num
 from .evidence import median_layer
-from .thresholds import LARGE_STEP, SETTLE
+from .thresholds import ADAM_LR, LARGE_STEP, SETTLE
 
 SYMMETRIC = '^(?:Tanh|Softsign|Hardtanh)'
-ADAM_LR = 5e-3                    # the zoo's healthy runs with Adam: .003 to .05; fastai's default is .001
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
 WORDS = dict(
     lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from .answering import join, num
-from .evidence import FEWEST, run, trailing
+from .evidence import FEWEST, LOUD, run, trailing
 from .record import DERIVED, Record, to_record
 from .rules import ALL, Unreadable
 from .states import VERDICTS, layer_verdicts, network_state      # noqa: F401
-from .thresholds import DEAD_JUMP, SETTLE
+from .thresholds import DEAD_JUMP, SETTLE, WHOLE
 
 CAUSES = dict(
     non_finite     = "values are not finite",
@@ -192,6 +192,8 @@ def _rank(r, f, order, findings):
         place = min(place, order.get('step_too_large', place) - .5)                    # no step has done it
     if f.rule == 'dead_units' and any(g.rule == 'saturated' and f.layer in g.layers for g in findings):
         place = order.get('saturated', place) + .5        # stuck at a bound, to the last bit
+    if f.rule == 'bad_init' and f.limit == LOUD:
+        place = min(place, order.get('not_zeroed', place) - .5)                        # known before the first step
     if f.rule == 'bad_init' and 0 < f.value < 1 and {'step_too_large', 'exploding'} & {g.rule for g in findings}:
         place = order.get('non_finite', place) + .5       # what fades makes no step too large
     return f.severity == 'info', place, f.iters[0]
@@ -200,7 +202,7 @@ def _dies_at_once(r, f):
     "Whether the units are dead of themselves: nearly all, or far more than in the activation before."
     dead = np.nan_to_num(r.rec['activation', 'frac_dead'][-1])
     k    = list(r.rec.layers['activation'].layer).index(f.layer)
-    return f.value >= .95 or dead[k] - (dead[k - 1] if k else 0) >= DEAD_JUMP
+    return f.value >= WHOLE or dead[k] - (dead[k - 1] if k else 0) >= DEAD_JUMP
 
 def _chain(findings):
     "The findings that did harm as one story, first cause first, each rule once."

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from .reading import columns, weights
-from .thresholds import ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN, USUAL_STEP
+from .thresholds import (ADAM_LR, ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN,
+                         USUAL_STEP)
 
 WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
 FEWEST  = 10                      # rows below which nothing is judged
@@ -102,18 +103,22 @@ class Run:
     @property
     def noise(self):
         "Batch-to-batch deviation of the loss in a trailing window.  # (row,)"
-        d = np.abs(np.diff(self.loss, prepend=np.nan))
-        return 1.4826 / np.sqrt(2) * trailing(d)
+        return deviation(self.loss)
 
     @property
     def blind(self):
         """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant
-        answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it.
+        answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it;
+        nor is it better, batch by batch, than its own mean answer, which tells where batches differ much.
         Where the gain was not measured: the loss has not fallen by a tenth.  # (row,) bool"""
         with np.errstate(invalid='ignore'):
             if not np.isfinite(self.best_constant): return trailing(self.loss) >= .9 * self.first_loss
             c = abs(self.best_constant)
-            return (self.learned < STARVED_GAIN * c) & (self.learned < np.maximum(NOISE * self.noise, .005 * c))
+            paired = self.constant - self.loss
+            better = ((trailing(paired) > np.maximum(STARVED_GAIN * c, NOISE * deviation(paired)))
+                      & (trailing(self.constant) < 2 * c))                     # else its mean answer is a bad one
+            return ((self.learned < STARVED_GAIN * c) & (self.learned < np.maximum(NOISE * self.noise, .005 * c))
+                    & ~better)
 
     @property
     def falling(self):
@@ -211,10 +216,17 @@ class Run:
     def step_fails(self):
         """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers
         of elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a
-        usual ratio a tenth of the loss would be gone within the horizon.  # (row,) bool"""
+        usual ratio a tenth of the loss would be gone within the horizon. Also where Adam crawls, which moves no element
+        far whatever the ratio is.  # (row,) bool"""
         u, e = trailing(self.median_ratio) / self.small_step, trailing(self.median_elasticity) / STARVED
         with np.errstate(divide='ignore', invalid='ignore'):
-            return (u < np.minimum(e, 1)) & (trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1)
+            far = trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1
+        return (u < np.minimum(e, 1)) & far | self.crawls
+
+    @property
+    def crawls(self):
+        "Whether Adam's rate is a fiftieth of its usual one, or less, in the whole run."
+        return self.adaptive and bool(np.nanmax(self.lr, initial=0) <= ADAM_LR / 50)
 
     @property
     def usual_step(self):
@@ -277,6 +289,10 @@ def trailing(v, n=WINDOW, few=FEWEST):
     v = np.where(np.isinf(v), np.nan, v)
     if len(v) > SETTLE + few: v = np.concatenate([np.full((SETTLE, *v.shape[1:]), np.nan), v[SETTLE:]])
     return pd.DataFrame(v).rolling(n, min_periods=min(few, n)).median().to_numpy().reshape(v.shape)
+
+def deviation(v):
+    "From one row to the next, in a trailing window, as a standard deviation.  # (row,)"
+    return 1.4826 / np.sqrt(2) * trailing(np.abs(np.diff(v, prepend=np.nan)))
 
 def slope(v, n=WINDOW):
     "Least-squares slope per row over the last `n` rows and its t statistic.  # (row,), (row,)"

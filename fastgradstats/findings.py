@@ -60,6 +60,10 @@ def thrives(r, share=.25):
     "Whether much has been learned at the end, as a share of the best constant answer's loss."
     return bool(len(r) and r.learned[-1] > share * abs(r.best_constant))
 
+def past(r, row, share=.5):
+    "Whether what was last seen at `row` ended well before the end, and much has been learned in spite of it."
+    return row < .8 * len(r) and thrives(r, share)
+
 def named(layers, most=3):
     return ', '.join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else '')
 

@@ -8,7 +8,7 @@ import numpy as np
 from .advising import advise, scale_up, signal
 from .answering import num, pct
 from .evidence import FEWEST, lasting, run, trailing
-from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, named, need, root_numel, rule, severity, stuck
+from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, need, root_numel, rule, severity, stuck
 from .thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
 
@@ -98,23 +98,24 @@ def fp16_underflow(rec, limit=.5, edge=2. ** -24):
     if not len(h): raise Unreadable("no window of iterations is complete yet")
     h    = h[:, r.cols].astype(float)
     if np.isnan(h[..., 0]).all(): return
-    h    = np.nansum(h, axis=0)                                                         # (layer, bin), over all windows
+    ok    = np.array([i not in rec.bins.labels for i in range(h.shape[2])])
+    lives = np.nansum(h[..., ok], axis=(1, 2)) > 0                                   # windows in which not all is zero
+    h     = np.nansum(h, axis=0)                                                     # (layer, bin), over all windows
     size = np.full(h.shape[1], np.inf)
     size[1:388] = np.maximum(np.abs(rec.bins.edges[:-1]), np.abs(rec.bins.edges[1:]))   # larger end of each bin
     half = any('float16' == str(t) for p in ('output', 'input') if p in rec.layers for t in rec.layers[p].type)
-    ok   = np.array([i not in rec.bins.labels for i in range(h.shape[1])])
     tiny = h[:, ok & (size <= edge)].sum(1)
     near = h[:, ok & (size > edge) & (size <= edge * 64)].sum(1)
     z    = np.array([np.nanmedian(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in zero.T])
     with np.errstate(invalid='ignore'):
         hit = (z > limit) & (z < .9999) & (near > .05 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)
-        gone = z >= .9999
-        last = ~gone & (near > .9 * h.sum(1) * (1 - z)) & (near > 20) & (tiny < .01 * near)      # the rest: at the edge
-    if not hit.any() and gone.any() and last.any() and (gone | last).all():
-        k = int(gone.argmax())
-        yield _underflow(r, gone, float(z[k]), limit, f"every gradient of {named(list(np.array(r.layers)[gone]))} is "
-                         f"exactly zero, and those of {named(list(np.array(r.layers)[last]))} are just above 6e-8, the "
-                         f"smallest number of half precision")
+    left = h[:, ok].sum()                                                              # what is not zero, at the edge
+    edgy = left < (1 - limit) * h.sum() and near.sum() > max(.9 * left, 20) and tiny.sum() < .01 * left
+    if not hit.any() and edgy and lives[lives.argmin():].any():                        # not a net that has died
+        k = z > limit
+        yield _underflow(r, k if k.any() else ~k, float(np.nanmax(z)), limit, f"{pct(1 - left / h.sum())} of all "
+                         f"gradients are exactly zero, and what is left is just above 6e-8, the smallest number of "
+                         f"half precision")
         return
     if not hit.any() and _all_gone(r, zero, edge):
         yield _underflow(r, np.ones(len(z), bool), 1., limit, f"every gradient is exactly zero although the outputs "

@@ -157,7 +157,8 @@ def input_scale(rec, large=10., small=.01):
     if 'BatchNorm' in str(first): return                                           # it is normalised at once
     name  = rec.layers['input'].layer[k]
     yield Finding('input_scale', name, (int(r.iter[0]), int(r.iter[-1])), float(s[k]),
-                  large if s[k] > small else small, 'critical' if stuck(r) else 'warning',
+                  large if s[k] > small else small,
+                  'critical' if stuck(r) else 'info' if thrives(r, .5) else 'warning',
                   f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and learning "
                   f"rates are made for 0 and 1",
                   advise({'input': 'normalize'}), {'input': 'normalize'}, (name,))

@@ -7,7 +7,7 @@ from .advising import advise, faster, slower
 from .answering import num
 from .evidence import WINDOW, run
 from .findings import ELASTICITY, LOSS, RATIO, Finding, factors, medians, named, need, root_numel, rule, stuck, told
-from .thresholds import SETTLE, STARVED
+from .thresholds import ADAM_LR, SETTLE, STARVED
 
 OPTIMIZER = {'optimizer': 'all parameters'}
 
@@ -70,7 +70,9 @@ def step_too_small(rec, limit=None, fall=.1):
     rest  = np.nanmedian(r.settled[SETTLE:]) if np.isfinite(r.settled).any() else np.nan
     limit = limit or r.small_step
     limit = min(limit, rest / 3) if np.isfinite(rest) else limit                   # at rest there: no fault of the step
-    if not np.isfinite(end) or med >= limit: return
+    if not np.isfinite(end) or med >= limit and not (r.crawls and stuck(r)): return
+    adam  = f", at a rate of {num(np.nanmax(r.lr))} (Adam's usual: {ADAM_LR / 5:g} to {ADAM_LR * 2:g})"
+    rate  = adam if r.crawls else ''
     usual = f"with this weight decay it settles near {num(rest)}" if np.isfinite(rest) else "usual: about 1e-3"
     if (r.first_loss - end) > fall * abs(r.first_loss) and not stuck(r): return    # it learns
     if e < STARVED and (r.waking()[0][-1] or not r.step_fails[-1]): return         # it moves, or larger is no help
@@ -79,7 +81,7 @@ def step_too_small(rec, limit=None, fall=.1):
     fix = faster(r, med)
     yield Finding('step_too_small', '', (int(r.iter[SETTLE]), int(r.iter[-1])), med, limit,
                   'critical' if stuck(r) else 'warning',
-                  f"a step changes the median layer by {num(med)} of its norm ({usual}) and the loss has "
+                  f"a step changes the median layer by {num(med)} of its norm ({usual}){rate} and the loss has "
                   f"gone from {num(r.first_loss)} to {num(end)}"
                   + (f", although elasticity ({num(e)}) says that it could fall" if np.isfinite(e) else '')
                   + factors(r),

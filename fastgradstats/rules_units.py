@@ -7,7 +7,7 @@ from .advising import advise, signal, slower, weights
 from .answering import pct
 from .evidence import WINDOW, run
 from .findings import Finding, Unreadable, medians, named, rule, spike, stuck, thrives, told
-from .thresholds import DEAD, DEAD_JUMP
+from .thresholds import DEAD, DEAD_JUMP, WHOLE
 
 
 @rule(needs=[('activation', 'frac_dead')],
@@ -40,8 +40,9 @@ def dead_units(rec, limit=DEAD):
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
     fix   = {**weights(r), 'activation': 'leaky_relu'} if born else slower(r, at)
+    fine  = not now or thrives(r) and share <= DEAD_JUMP or thrives(r, .5) and share < WHOLE
     yield Finding('dead_units', names[k], (big[0] if big else since, int(wins.last_iter.iloc[-1])), share, limit,
-                  'info' if not now or thrives(r) and share <= DEAD_JUMP else 'critical' if stuck(r) else 'warning',
+                  'info' if fine else 'critical' if stuck(r) else 'warning',
                   f"{pct(share)} of the units of {names[k]} do not vary over any example ({how})"
                   + (f"; also in {named(list(names[hit])[1:])}" if hit.sum() > 1 else '')
                   + ('' if now else '; they came back'),
@@ -65,7 +66,7 @@ def saturated(rec, limit=.5):
     anew  = signal(r) if r.off_scale else {}
     fix   = {**anew, 'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
     yield Finding('saturated', acts.layer[k], (int(r.iter[0 if early else -1]), int(r.iter[-1])), float(end[k]), limit,
-                  'critical' if stuck(r) else 'warning' if early and not thrives(r) else 'info',
+                  'critical' if stuck(r) else 'info' if not early or thrives(r) and end[k] < WHOLE else 'warning',
                   f"{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within 3 % of its bounds"
                   f"{' from the start' if early else f', {pct(start[k])} at the start'}"
                   + (f"; also {named(list(acts.layer[hit])[1:])}" if hit.sum() > 1 else ''),

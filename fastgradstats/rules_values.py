@@ -6,7 +6,7 @@ import numpy as np
 from .advising import advise, slower, weights
 from .answering import num, pct
 from .evidence import WINDOW, run, trailing
-from .findings import LOSS, Finding, Unreadable, need, rule, severity, spike, stuck, told
+from .findings import LOSS, Finding, Unreadable, need, past, rule, severity, spike, stuck, told
 from .thresholds import SETTLE
 
 PLACES = {'input': (0, 'the input'), 'activation': (1, 'the activation of'), 'grad': (3, 'the gradient of')}
@@ -61,7 +61,8 @@ def exploding(rec, grown=30., worse=3.):
     ref  = np.nanmin([r.first_loss, r.best_constant]) if np.isfinite(r.best_constant) else r.first_loss
     if not base > 0: return
     with np.errstate(invalid='ignore', over='ignore'):
-        high = ref + (worse - 1) * abs(ref)
+        span = np.nanmax([abs(ref), *(ref - trailing(r.loss))])          # of a loss near zero: how far it has come
+        high = ref + (worse - 1) * span
         bad  = (g > grown * base) & ((r.loss > high) | ~np.isfinite(r.loss)) & (np.arange(len(r)) > 0)
     if not bad.any(): return
     row  = int(bad.argmax())
@@ -72,7 +73,7 @@ def exploding(rec, grown=30., worse=3.):
     worst = r.layers[int(up.argmax())]
     fix   = slower(r, row)
     yield Finding('exploding', worst, (int(r.iter[row]), int(r.iter[last])), float(g[row] / base), grown,
-                  severity(True, stuck(r)),
+                  'info' if past(r, last) else severity(True, stuck(r)),
                   f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the first "
                   f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in {worst} "
                   f"({num(up.max())} times)", advise(fix), fix, tuple(l for l, u in zip(r.layers, up) if u > grown))
@@ -87,15 +88,17 @@ def unstable(rec, times=2., few=3):
     if not r.positive: raise Unreadable("the loss is not positive throughout")
     base  = trailing(r.loss, 10, few=5)
     ref   = max(r.first_loss, r.best_constant) if np.isfinite(r.best_constant) else r.first_loss
-    prev  = np.concatenate([[np.nan], base[:-1]])
-    with np.errstate(invalid='ignore'): hit = (r.loss > times * prev) & (r.loss > 1.5 * ref)
+    late  = lambda v: np.concatenate([[np.nan], v[:-1]])
+    with np.errstate(invalid='ignore'):
+        batch = r.constant > times * late(trailing(r.constant, 10, few=5))            # it is the batch that is hard
+        hit   = (r.loss > times * late(base)) & (r.loss > 1.5 * ref) & ~batch
     above = np.nan_to_num(r.loss[SETTLE:]) > times * ref
     if hit.sum() < few and above.mean() < .25: return
     rows  = np.flatnonzero(hit) if hit.sum() >= few else np.flatnonzero(above) + SETTLE
     big   = spike(r, int(rows[0]))
     fix   = slower(r, int(rows[0]))
     yield Finding('unstable', '', (int(r.iter[rows[0]]), int(r.iter[rows[-1]])), float(np.nanmax(r.loss)), times * ref,
-                  'critical' if stuck(r) else 'warning',
+                  'info' if past(r, rows[-1]) else 'critical' if stuck(r) else 'warning',
                   f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above {times:g} "
                   f"times its start in {pct(above.mean())} of the iterations" + (f"; {told(big)}" if big else ''),
                   advise(fix, "a check that the gradients are zeroed before each step"), fix)

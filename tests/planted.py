@@ -79,7 +79,7 @@ def vanishing_through_time():
     p.v['grad_output', 'norm'] *= .3 ** np.arange(20)[::-1]
     return p, 'cell:0', 0
 def dead_units():
-    p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = .9; p.v['update', 'norm'][45, 1] = 10.; return p, '1.act', 45
+    p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = .98; p.v['update', 'norm'][45, 1] = 10.; return p, '1.act', 45
 def saturated():
     p = Planted(); p.iters['loss'] = p.iters['loss'] ** .1 * 2.1; p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8; return p, '2.act', 0
 def step_too_large():
@@ -93,7 +93,7 @@ def not_zeroed():
 def bad_init():
     p = Planted(layers=6).starve(by=.05); p.v['activation', 'std'] *= .3 ** np.arange(5); return p, '4.act', 0
 def input_scale():
-    p = Planted(); p.v['input', 'std'][:] = 80.; p.v['input', 'mean'][:] = 33.; return p, 'input', 0
+    p = Planted(); p.iters['loss'] = p.iters['loss'] + 1.2; p.v['input', 'std'][:] = 80.; p.v['input', 'mean'][:] = 33.; return p, 'input', 0
 def double_softmax():
     p = Planted(); p.iters['loss'] = np.linspace(2.303, 1.7, N)
     p.v['output', 'mean'][:], p.v['output', 'min'][:], p.v['output', 'max'][:] = .1, .01, .9
