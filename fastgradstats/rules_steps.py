@@ -109,7 +109,7 @@ def not_stepped(rec, few=10):
 
 @rule(needs=[LOSS, ('grad', 'mean')],
       source='von Neumann ratio of successive differences to variance, of ranks: 2 for independent batches. Healthy '
-             'runs of the zoo 1.6 to 1.9, kept gradients .01 to .04')
+             'runs of the zoo .9 to 2, kept gradients .01 to .23')
 def not_zeroed(rec, limit=.3, noisy=1.5):
     "Gradients are kept from step to step: zero_grad is forgotten."
     r = run(rec)
@@ -124,7 +124,7 @@ def not_zeroed(rec, limit=.3, noisy=1.5):
         ratio = np.array([_von_neumann(c) for c in m.T])
     known = np.isfinite(ratio)
     hit   = known & (ratio < limit)
-    if not hit.any() or hit.sum() < .5 * known.sum() or not rough > noisy: return
+    if not hit.any() or hit.sum() < .5 * known.sum() or not rough > noisy or _shrinks(r): return
     names = tuple(np.array(r.layers)[hit])
     value = float(np.median(ratio[hit]))
     yield Finding('not_zeroed', names[0], (int(r.iter[0]), int(r.iter[-1])), value, limit,
@@ -134,6 +134,12 @@ def not_zeroed(rec, limit=.3, noisy=1.5):
                   f"earlier gradients in it",
                   advise({'zero_grad': True}, "where this is accumulation, a step after the last batch only"),
                   {'zero_grad': True}, names)
+
+def _shrinks(r, most=1.5):
+    "Whether the gradient ends no larger than it began, as a sum of gradients would: 3 times and more (zoo)."
+    if ('grad', 'norm') not in r.rec: return False
+    g = np.sqrt(np.nansum(r.get('grad', 'norm', r.layers) ** 2, axis=1))
+    return bool(np.median(g[-WINDOW:]) < most * np.median(g[:3]))
 
 def _von_neumann(x):
     x = x[np.isfinite(x)]

@@ -89,7 +89,8 @@ def step_too_small():
 def not_stepped():
     p = Planted(); p.v['update', 'norm'][:, :2] = 0; return p, '0.weight', 0
 def not_zeroed():
-    p = Planted(); p.v['grad', 'mean'] = np.cumsum(np.cumsum(p.v['grad', 'mean'], axis=0), axis=0); return p, '0.weight', 0
+    p = Planted(); p.v['grad', 'mean'] = np.cumsum(np.cumsum(p.v['grad', 'mean'], axis=0), axis=0)
+    p.v['grad', 'norm'] *= np.linspace(1, 50, N)[:, None]; return p, '0.weight', 0
 def bad_init():
     p = Planted(layers=6).starve(by=.05); p.v['activation', 'std'] *= .3 ** np.arange(5); return p, '4.act', 0
 def input_scale():

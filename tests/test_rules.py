@@ -339,3 +339,9 @@ def test_half_precision_that_lets_a_few_elements_of_every_layer_through():
     h[3, :, 1 + int(np.abs(np.log2(size) - np.log2(2. ** -22)).argmin())] = 9.
     f = diagnose(p.record()).findings[0]
     assert f.rule == 'fp16_underflow' and len(f.layers) == Planted().layers
+
+def test_a_gradient_that_falls_smoothly_was_not_kept():
+    p = FAULTS['not_zeroed']()[0]
+    assert severity(p, 'not_zeroed')
+    p.v['grad', 'norm'] = p.v['grad', 'norm'][::-1].copy()
+    assert severity(p, 'not_zeroed') is None
