@@ -63,10 +63,11 @@ def saturated(rec, limit=.5):
     if not hit.any(): return
     k     = int(hit.argmax())
     early = start[k] > limit
+    fine  = thrives(r) and (end[k] < WHOLE or hit.mean() < .5)                     # a gate or two may be shut
     anew  = signal(r) if r.off_scale else {}
     fix   = {**anew, 'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
     yield Finding('saturated', acts.layer[k], (int(r.iter[0 if early else -1]), int(r.iter[-1])), float(end[k]), limit,
-                  'critical' if stuck(r) else 'info' if not early or thrives(r) and end[k] < WHOLE else 'warning',
+                  'critical' if stuck(r) else 'info' if not early or fine else 'warning',
                   f"{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within 3 % of its bounds"
                   f"{' from the start' if early else f', {pct(start[k])} at the start'}"
                   + (f"; also {named(list(acts.layer[hit])[1:])}" if hit.sum() > 1 else ''),
