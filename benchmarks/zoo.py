@@ -22,6 +22,7 @@ import torch
 import zoo_tuned  # noqa: F401  (each fills CASES)
 import zoo_tuned_more  # noqa: F401
 import zoo_tuned_third  # noqa: F401
+import zoo_unseen  # noqa: F401
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (gives Learner its no_bar)
 from fastai.data.core import DataLoaders

@@ -22,7 +22,8 @@ ITERS  = 120
 TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf', 'gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg',
           'emb', 'dense', 'unet', 'next', 'se', 'text', 'tagger', 'seq', 'glu', 'collab', 'fastab', 'high', 'graph',
           'sets', 'vae')
-UNSEEN = ()
+UNSEEN = ('incep', 'fire', 'wrn', 'xres', 'perc', 'maxout', 'siam', 'two', 'coord', 'dcn', 'moe', 'awd', 'wave', 'film',
+          'point', 'series')
 
 
 class Kit(NamedTuple):
