@@ -45,22 +45,29 @@ def pretrained(make, flat=False):
     m.load_state_dict({k: v for k, v in learnt(make, flat).items() if not k.startswith(f'{len(m) - 1}.')}, strict=False)
     return m
 
+def fire(drop=0.):
+    "SqueezeNet as torchvision initialises it: the last convolution is small."
+    m = kaiming(squeezenet(drop=drop))
+    nn.init.normal_(m[7].weight, std=.01)
+    return m
+
 # --- twins: images ---------------------------------------------------------------------------------------------------
 @case('bad_init', 'starved', 'vanishing')
-def incep_small_init(sick):  return Kit(normal(GoogLeNet(), .01) if sick else kaiming(GoogLeNet()), images(), lr=.05,
-                                        opt=Momentum)
+def incep_small_init(sick):
+    m = GoogLeNet()
+    return Kit(normal(m, .01) if sick else kaiming(m), images(), lr=.05, opt=Momentum)
 @case('dead_units', 'bad_init')
 def fire_bias_minus10(sick):
-    m = kaiming(squeezenet())
+    m = fire()
     if sick: dead(*(c for c in m.modules() if isinstance(c, nn.Conv2d) and c.out_channels != 10))
-    return Kit(m, images(), lr=.05, opt=Momentum, iters=160)
+    return Kit(m, images(), lr=.005, opt=Adam, iters=140)
 @case('input_scale')
 def fire_input_255(sick):
-    return Kit(kaiming(squeezenet()), scaled(images(), raw) if sick else images(), lr=.05, opt=Momentum,
-               iters=160)
+    return Kit(fire(), scaled(images(), raw) if sick else images(), lr=.05, opt=Momentum,
+               iters=240)
 @case('not_zeroed')
 def fire_no_zero_grad(sick):
-    return Kit(kaiming(squeezenet()), images(), lr=.2, iters=240, cbs=(KeepGrads(),) if sick else ())
+    return Kit(fire(), images(), lr=.05, opt=Momentum, iters=240, cbs=(KeepGrads(),) if sick else ())
 @case('step_too_small')
 def wrn_lr_1000th(sick):     return Kit(wide(), images(), lr=5e-5 if sick else .05, opt=Momentum)
 @case('not_stepped', 'step_too_small')
@@ -81,6 +88,10 @@ def maxout_big_init(sick):   return Kit(kaiming(maxout(), 4. if sick else .6), i
 def maxout_fp16_underflow(sick):
     m = kaiming(maxout(), .6)
     return Kit(InHalf(m) if sick else m, images(True), bs=200, lr=.05 * 2 ** 18, loss=Tiny())
+@case('input_scale')
+def siam_input_255(sick):
+    m = xavier(Siamese())
+    return Kit(m, scaled(couples(), raw) if sick else couples(), lr=.02, loss=Contrastive(), iters=200)
 @case('bad_init', 'starved', 'dead_units')
 def siam_zero_init(sick):
     return Kit(normal(Siamese(), 0.) if sick else xavier(Siamese()), couples(), lr=.02, loss=Contrastive(), iters=200)
@@ -96,7 +107,7 @@ def two_body_not_stepped(sick):
     return Kit(m, both(), lr=.02, opt=Momentum, loss=Tasks(), hidden=m.body if sick else None)
 @case('step_too_large', 'dead_units', 'exploding', 'non_finite')
 def two_lr_spike(sick):
-    return Kit(kaiming(TwoHeads()), both(), lr=.1, loss=Tasks(), cbs=(Spike(60, 400.),) if sick else ())
+    return Kit(kaiming(TwoHeads()), both(), lr=.1, loss=Tasks(), cbs=(Spike(60, 400.),) if sick else (), iters=200)
 # --- twins: places, tables -------------------------------------------------------------------------------------------
 @case('vanishing', 'starved', 'bad_init')
 def coord_deep_sigmoid(sick):
@@ -131,9 +142,6 @@ def wave_gates_shut(sick):
     return Kit(m, sound(), lr=.005, opt=Adam)
 @case('double_softmax')
 def wave_softmax_twice(sick): return Kit(WaveNet(softmax=sick), sound(), lr=.005, opt=Adam)
-@case('input_scale')
-def film_input_255(sick):
-    return Kit(kaiming(Film()), scaled(films(), raw) if sick else films(), lr=.005, opt=Adam, bs=50, iters=160)
 @case('not_zeroed')
 def point_no_zero_grad(sick):
     return Kit(Pointer(), lookups(), lr=.005, opt=Adam, iters=200, cbs=(KeepGrads(),) if sick else ())
@@ -153,9 +161,9 @@ def incep_stem_dead(sick):
     return Kit(m, images(), lr=.05, opt=Momentum)
 @case('bad_init', 'dead_units', 'starved', guilty='3.squeeze', site='3.act1')
 def fire_squeeze_zero(sick):
-    m = kaiming(squeezenet())
+    m = fire()
     if sick: nn.init.zeros_(m[3].squeeze.weight)
-    return Kit(m, images(), lr=.05, opt=Momentum, iters=160)
+    return Kit(m, images(), lr=.005, opt=Adam, iters=140)
 @case('bad_init', 'exploding', 'step_too_large', guilty='7')
 def wrn_head_big(sick):
     m = wide()
@@ -197,7 +205,7 @@ def dcn_emb_not_stepped(sick):
 @case('bad_init', 'exploding', 'step_too_large', guilty='up', site='act')
 def moe_experts_big(sick):
     m = Experts()
-    if sick: m.up.weight.data.mul_(100.)
+    if sick: m.up.weight.data.mul_(1000.)
     return Kit(m, regimes(), lr=.01, opt=Adam, loss=MSE(), iters=240)
 @case('dead_units', 'bad_init', guilty='mix', site='act2')
 def wave_mix_dead(sick):
@@ -208,7 +216,7 @@ def wave_mix_dead(sick):
 def film_eye_dead(sick):
     m = kaiming(Film())
     if sick: dead(m.eye[5])
-    return Kit(m, films(), lr=.005, opt=Adam, bs=50, iters=160)
+    return Kit(m, films(), lr=.01, opt=Adam, bs=50, iters=300)
 @case('vanishing_through_time', 'bad_init', 'saturated', guilty='rnn')
 def film_forgets(sick):
     m = kaiming(Film())
@@ -236,9 +244,9 @@ def incep_supervised(sick):
 def incep_tiny_batch(sick):  return Kit(kaiming(GoogLeNet()), images(), lr=.002, opt=Adam, bs=4, iters=400)
 @case()
 def fire_smoothed(sick):
-    return Kit(kaiming(squeezenet()), images(), lr=.005, opt=Adam, loss=Smooth(), iters=160)
+    return Kit(fire(), images(), lr=.005, opt=Adam, loss=Smooth(), iters=160)
 @case()
-def fire_dropout(sick):      return Kit(kaiming(squeezenet(drop=.5)), images(), lr=.005, opt=Adam, iters=200)
+def fire_dropout(sick):      return Kit(fire(.5), images(), lr=.005, opt=Adam, iters=200)
 @case()
 def wrn_zero_branches(sick):
     m = wide(); normal(m[1].conv2, 0.); normal(m[2].conv2, 0.)
@@ -296,7 +304,7 @@ def awd_dropout(sick):       return Kit(AWD(drop=.4), bigrams(), lr=.02, opt=Ada
 def wave_adam_slow(sick):    return Kit(WaveNet(), sound(), lr=.001, opt=Adam, iters=240)
 @case()
 def film_gru_clipped(sick):
-    return Kit(kaiming(Film(cell='GRU')), films(), lr=.005, opt=Adam, bs=50, iters=160, cbs=(GradientClip(.1),))
+    return Kit(kaiming(Film(cell='GRU')), films(), lr=.01, opt=Adam, bs=50, iters=300, cbs=(GradientClip(.1),))
 @case()
 def point_converged(sick):   return Kit(Pointer(), lookups(), lr=.005, opt=Adam, iters=300)
 @case()
