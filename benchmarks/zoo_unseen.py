@@ -63,8 +63,7 @@ def fire_bias_minus10(sick):
     return Kit(m, images(), lr=.005, opt=Adam, iters=140)
 @case('input_scale')
 def fire_input_255(sick):
-    return Kit(fire(), scaled(images(), raw) if sick else images(), lr=.05, opt=Momentum,
-               iters=240)
+    return Kit(fire(), scaled(images(), raw) if sick else images(), lr=.05, opt=Momentum, iters=240)
 @case('not_zeroed')
 def fire_no_zero_grad(sick):
     return Kit(fire(), images(), lr=.05, opt=Momentum, iters=240, cbs=(KeepGrads(),) if sick else ())

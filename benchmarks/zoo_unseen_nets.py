@@ -131,28 +131,26 @@ class Little(nn.Module):
 
 
 # --- nets for images -------------------------------------------------------------------------------------------------
-def conv(a, b, k, norm=False, act=nn.ReLU, stride=1):
-    "Convolution, norm, activation."
-    return [nn.Conv2d(a, b, k, stride, k // 2), *([nn.BatchNorm2d(b)] if norm else []), act()]
+def conv(a, b, k, stride=1): return [nn.Conv2d(a, b, k, stride, k // 2), nn.ReLU()]
 
 class Inception(nn.Module):
     "Four ways side by side: 1 x 1, 3 x 3, 5 x 5, pooled."
-    def __init__(self, a, b, norm):
+    def __init__(self, a, b):
         super().__init__()
         q = b // 4
-        self.one   = nn.Sequential(*conv(a, q, 1, norm))
-        self.three = nn.Sequential(*conv(a, q, 1, norm), *conv(q, q, 3, norm))
-        self.five  = nn.Sequential(*conv(a, q, 1, norm), *conv(q, q, 5, norm))
-        self.pool  = nn.Sequential(nn.MaxPool2d(3, 1, 1), *conv(a, q, 1, norm))
+        self.one   = nn.Sequential(*conv(a, q, 1))
+        self.three = nn.Sequential(*conv(a, q, 1), *conv(q, q, 3))
+        self.five  = nn.Sequential(*conv(a, q, 1), *conv(q, q, 5))
+        self.pool  = nn.Sequential(nn.MaxPool2d(3, 1, 1), *conv(a, q, 1))
     def forward(self, x): return torch.cat([self.one(x), self.three(x), self.five(x), self.pool(x)], 1)
 
 class GoogLeNet(nn.Module):
     "Three inceptions; while it trains a second head may answer from the middle."
-    def __init__(self, c=16, norm=False, aux=False):
+    def __init__(self, c=16, aux=False):
         super().__init__()
-        self.stem = nn.Sequential(*conv(1, c, 3, norm, stride=2))
-        self.mix1, self.mix2 = Inception(c, c, norm), Inception(c, 2 * c, norm)
-        self.mix3 = Inception(2 * c, 2 * c, norm)
+        self.stem = nn.Sequential(*conv(1, c, 3, 2))
+        self.mix1, self.mix2 = Inception(c, c), Inception(c, 2 * c)
+        self.mix3 = Inception(2 * c, 2 * c)
         self.head, self.aux = nn.Linear(2 * c, 10), nn.Linear(c, 10) if aux else None
     def forward(self, x):
         a = self.mix1(self.stem(x))
@@ -176,41 +174,38 @@ class Fire(nn.Module):
         return self.act2(torch.cat([self.one(x), self.three(x)], 1))
 
 def squeezenet(c=16, s=8, drop=0.):
-    return nn.Sequential(*conv(1, c, 3, stride=2), Fire(c, s, c), Fire(2 * c, s, c), nn.MaxPool2d(2), Fire(2 * c, s, c),
+    return nn.Sequential(*conv(1, c, 3, 2), Fire(c, s, c), Fire(2 * c, s, c), nn.MaxPool2d(2), Fire(2 * c, s, c),
                          nn.Dropout(drop), nn.Conv2d(2 * c, 10, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 class PreAct(nn.Module):
     "Norm, activation and convolution two times beside the identity or a projection."
-    def __init__(self, a, b, stride=1, norm=True):
+    def __init__(self, a, b, stride=1):
         super().__init__()
-        make = nn.BatchNorm2d if norm else (lambda c: nn.Identity())
-        self.norm1, self.act1, self.conv1 = make(a), nn.ReLU(), nn.Conv2d(a, b, 3, stride, 1, bias=not norm)
-        self.norm2, self.act2, self.conv2 = make(b), nn.ReLU(), nn.Conv2d(b, b, 3, 1, 1, bias=not norm)
+        self.norm1, self.act1, self.conv1 = nn.BatchNorm2d(a), nn.ReLU(), nn.Conv2d(a, b, 3, stride, 1, bias=False)
+        self.norm2, self.act2, self.conv2 = nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, 1, 1, bias=False)
         self.short = nn.Identity() if a == b and stride == 1 else nn.Conv2d(a, b, 1, stride, bias=False)
     def forward(self, x):
         h = self.act1(self.norm1(x))
         return self.short(x) + self.conv2(self.act2(self.norm2(self.conv1(h))))
 
-def wide(c=24, norm=True):
-    ends = [nn.BatchNorm2d(2 * c) if norm else nn.Identity(), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-            nn.Linear(2 * c, 10)]
-    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=not norm), PreAct(8, c, norm=norm),
-                         PreAct(c, 2 * c, 2, norm=norm), *ends)
+def wide(c=24):
+    ends = [nn.BatchNorm2d(2 * c), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * c, 10)]
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), PreAct(8, c), PreAct(c, 2 * c, 2), *ends)
 
-def xres(p=0., **kwargs): return XResNet(ResBlock, 1, [1, 1, 1, 1], p, 1, 10, (8, 8, 64), .125, **kwargs)
+def xres(): return XResNet(ResBlock, 1, [1, 1, 1, 1], 0., 1, 10, (8, 8, 64), .125)
 
 class Latents(nn.Module):
     "A Perceiver: a few learnt vectors look at all patches, then at each other; the second time with the same weights."
-    def __init__(self, d=24, n=8, depth=2, shared=True, softmax=False):
+    def __init__(self, d=24, n=8, depth=2, softmax=False):
         super().__init__()
         self.patch, self.pos   = nn.Conv2d(1, d, 2, 2), nn.Parameter(.1 * torch.randn(49, d))
         self.latents           = nn.Parameter(.5 * torch.randn(n, d))
-        self.depth, self.steps = depth, nn.ModuleList([Look(d) for _ in range(1 if shared else depth)])
+        self.depth, self.look  = depth, Look(d)
         self.norm, self.head, self.softmax = nn.LayerNorm(d), nn.Linear(d, 10), softmax
     def forward(self, x):
         x = self.patch(x).flatten(2).transpose(1, 2) + self.pos
         z = self.latents.expand(len(x), -1, -1)
-        for i in range(self.depth): z = self.steps[i % len(self.steps)](z, x)
+        for _ in range(self.depth): z = self.look(z, x)
         x = self.head(self.norm(z.mean(1)))
         return x.softmax(1) if self.softmax else x
 
@@ -365,7 +360,7 @@ class Film(nn.Module):
     "Every frame through convolutions, all of them through an LSTM."
     def __init__(self, c=8, hidden=32, cell='LSTM'):
         super().__init__()
-        self.eye = nn.Sequential(*conv(1, c, 3), *conv(c, c, 3, stride=2), nn.Flatten(),
+        self.eye = nn.Sequential(*conv(1, c, 3), *conv(c, c, 3, 2), nn.Flatten(),
                                  nn.Linear(16 * c, 24), nn.ReLU())
         self.rnn, self.head = getattr(nn, cell)(24, hidden, batch_first=True), nn.Linear(hidden, 4)
     def forward(self, x):
@@ -407,11 +402,10 @@ def series(c=12, blocks=3, norm=True, skip=True):
 
 class TwoHeads(nn.Module):
     "One body; one head says which digit, another how much ink."
-    def __init__(self, c=12, act=nn.ReLU, norm=False):
+    def __init__(self, c=12):
         super().__init__()
-        self.body = nn.Sequential(*conv(1, c, 3, norm, act, 2), *conv(c, 2 * c, 3, norm, act, 2),
-                                  *conv(2 * c, 2 * c, 3, norm, act), nn.AdaptiveAvgPool2d(2), nn.Flatten(),
-                                  nn.Linear(8 * c, 32), act())
+        self.body = nn.Sequential(*conv(1, c, 3, 2), *conv(c, 2 * c, 3, 2), *conv(2 * c, 2 * c, 3),
+                                  nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * c, 32), nn.ReLU())
         self.which, self.ink = nn.Linear(32, 10), nn.Linear(32, 1)
     def forward(self, x):
         x = self.body(x)
