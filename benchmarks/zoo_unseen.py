@@ -51,11 +51,17 @@ def fire(drop=0.):
     nn.init.normal_(m[7].weight, std=.01)
     return m
 
+def google(**kwargs):
+    m = kaiming(GoogLeNet(**kwargs))
+    nn.init.xavier_normal_(m.head.weight, .5)
+    return m
+
 # --- twins: images ---------------------------------------------------------------------------------------------------
 @case('bad_init', 'starved', 'vanishing')
 def incep_small_init(sick):
-    m = GoogLeNet()
-    return Kit(normal(m, .01) if sick else kaiming(m), images(), lr=.05, opt=Momentum)
+    m = google()
+    if sick: normal(m, .01)
+    return Kit(m, images(), lr=.03, opt=Momentum, iters=160)
 @case('dead_units', 'bad_init')
 def fire_bias_minus10(sick):
     m = fire()
@@ -155,9 +161,9 @@ def series_lr_spike(sick):
 # --- twins: the fault sits in one layer ------------------------------------------------------------------------------
 @case('dead_units', 'bad_init', guilty='stem.0', site='stem.1')
 def incep_stem_dead(sick):
-    m = kaiming(GoogLeNet())
+    m = google()
     if sick: dead(m.stem[0])
-    return Kit(m, images(), lr=.05, opt=Momentum)
+    return Kit(m, images(), lr=.03, opt=Momentum, iters=160)
 @case('bad_init', 'dead_units', 'starved', guilty='3.squeeze', site='3.act1')
 def fire_squeeze_zero(sick):
     m = fire()
@@ -238,9 +244,9 @@ def two_which_not_stepped(sick):
 # --- healthy runs that fool naive rules ------------------------------------------------------------------------------
 @case()
 def incep_supervised(sick):
-    return Kit(kaiming(GoogLeNet(aux=True)), images(), lr=.05, opt=Momentum, loss=Supervised())
+    return Kit(google(aux=True), images(), lr=.03, opt=Momentum, loss=Supervised(), iters=160)
 @case()
-def incep_tiny_batch(sick):  return Kit(kaiming(GoogLeNet()), images(), lr=.002, opt=Adam, bs=4, iters=400)
+def incep_tiny_batch(sick):  return Kit(google(), images(), lr=.002, opt=Adam, bs=4, iters=400)
 @case()
 def fire_smoothed(sick):
     return Kit(fire(), images(), lr=.005, opt=Adam, loss=Smooth(), iters=160)
