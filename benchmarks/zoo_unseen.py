@@ -83,10 +83,10 @@ def wrn_body_not_stepped(sick):
 def xres_lr_100x(sick):      return Kit(xres(), images(), lr=1. if sick else .01, opt=Adam)
 @case('step_too_large', 'exploding', 'non_finite', 'unstable')
 def perc_lr_100x(sick):
-    return Kit(Latents(), images(), lr=1. if sick else .01, opt=Adam, bs=50, iters=160)
+    return Kit(Latents(), images(), lr=1. if sick else .01, opt=Adam, bs=50, iters=200)
 @case('double_softmax')
 def perc_softmax_twice(sick):
-    return Kit(Latents(softmax=sick), images(), lr=.01, opt=Adam, bs=50, iters=160)
+    return Kit(Latents(softmax=sick), images(), lr=.01, opt=Adam, bs=50, iters=200)
 @case('bad_init', 'exploding', 'non_finite', 'step_too_large')
 def maxout_big_init(sick):   return Kit(kaiming(maxout(), 4. if sick else .6), images(True), lr=.05)
 @case('fp16_underflow')
