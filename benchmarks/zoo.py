@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 import zoo_tuned  # noqa: F401  (each fills CASES)
+import zoo_tuned_fourth  # noqa: F401
 import zoo_tuned_more  # noqa: F401
 import zoo_tuned_third  # noqa: F401
 import zoo_unseen  # noqa: F401

@@ -21,7 +21,8 @@ from fastgradstats.data import digits
 ITERS  = 120
 TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf', 'gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg',
           'emb', 'dense', 'unet', 'next', 'se', 'text', 'tagger', 'seq', 'glu', 'collab', 'fastab', 'high', 'graph',
-          'sets', 'vae')
+          'sets', 'vae', 'effnet', 'shuffle', 'bilinear', 'nfnet', 'pooler', 'concat', 'spectro', 'ssm', 'retnet',
+          'attend', 'ode', 'hyper', 'kan', 'dueling', 'ordinal', 'mdn', 'hashed')
 UNSEEN = ('incep', 'fire', 'wrn', 'xres', 'perc', 'maxout', 'siam', 'two', 'coord', 'dcn', 'moe', 'awd', 'wave', 'film',
           'point', 'series')
 
