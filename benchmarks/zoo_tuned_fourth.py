@@ -242,7 +242,7 @@ def effnet_dropout(sick):    return Kit(effnet(drop=.5), images(), lr=.01, opt=A
 @case()
 def shuffle_rmsprop(sick):   return Kit(shuffle(), images(), lr=.003, opt=RMSProp)
 @case()
-def shuffle_one_cycle(sick): return Kit(shuffle(), images(), lr=.5, cbs=(cosine(.5),), iters=200)
+def shuffle_cosine_tail(sick): return Kit(shuffle(), images(), lr=.5, cbs=(cosine(.5),), iters=200)
 @case()
 def bilinear_plus_100(sick): return Kit(kaiming(bilinear()), images(), lr=.05, loss=Plus100(), iters=200)
 @case()
