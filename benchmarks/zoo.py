@@ -4,8 +4,8 @@
     python benchmarks/zoo.py --out DIR --mend                       # is the guilty layer guilty? mend it alone
     python benchmarks/zoo.py --out DIR --report [--markdown FILE]   # judge what was recorded
 
-`tuned` (zoo_tuned*.py): the rules' thresholds were set on these. `unseen` (zoo_unseen.py): others,
-not looked at while thresholds were set. A pair is named after what differs; `truth` are the rules that name it rightly.
+`tuned` (zoo_cases/tuned*.py): the rules' thresholds were set on these. `unseen` (zoo_cases/unseen.py): others, not
+looked at while thresholds were set. A pair is named after what differs; `truth` are the rules that name it rightly.
 """
 from __future__ import annotations
 
@@ -19,11 +19,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import zoo_tuned  # noqa: F401  (each fills CASES)
-import zoo_tuned_fourth  # noqa: F401
-import zoo_tuned_more  # noqa: F401
-import zoo_tuned_third  # noqa: F401
-import zoo_unseen  # noqa: F401
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.progress import ProgressCallback  # noqa: F401  (gives Learner its no_bar)
 from fastai.data.core import DataLoaders
@@ -31,7 +26,7 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils.data import TensorDataset
-from zoo_kit import CASES
+from zoo_cases import CASES
 
 from fastgradstats import LayerStatsCallback, Record
 from fastgradstats.data import TensorDL

@@ -1,6 +1,6 @@
-"""More of the zoo: nets like EfficientNet, ShuffleNet, NFNet, PoolFormer, a bilinear CNN, vision_learner's head (both
-poolings), a CNN on spectrograms; a state-space model, retention, an LSTM with attention; a neural ODE, hypernetwork,
-KAN, dueling value net, ordinal regression, mixture density net, hashed embeddings."""
+"""More of the zoo's tuned half: nets like EfficientNet, ShuffleNet, NFNet, PoolFormer, a bilinear CNN, vision_learner's
+head (both poolings), a CNN on spectrograms; a state-space model, retention, an LSTM with attention; a neural ODE,
+hypernetwork, KAN, dueling value net, ordinal regression, mixture density net, hashed embeddings."""
 from __future__ import annotations
 
 from functools import partial
@@ -9,58 +9,13 @@ from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam, RMSProp
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from zoo_fourth_nets import (
-    SSM,
-    Attend,
-    BellsNLL,
-    Dueling,
-    Hashed,
-    Hyper,
-    Mixture,
-    NFNet,
-    ODENet,
-    Played,
-    Pooler,
-    RetNet,
-    Small,
-    arm,
-    bilinear,
-    clicks,
-    concat,
-    effnet,
-    first,
-    kan,
-    levels,
-    ordinal,
-    played,
-    shuffle,
-    spectro,
-    spectrograms,
-    tasks,
-)
-from zoo_kit import (
-    InHalf,
-    KeepGrads,
-    Kit,
-    Plus100,
-    Smooth,
-    Spike,
-    bigrams,
-    case,
-    cosine,
-    images,
-    kaiming,
-    normal,
-    raw,
-    scaled,
-    table,
-    text,
-    warm_up,
-    waves,
-    xavier,
-)
-from zoo_third_nets import sentences
-from zoo_tuned_third import millimetres, pretrained
+from zoo_cases.fourth_nets import (SSM, Attend, BellsNLL, Dueling, Hashed, Hyper, Mixture, NFNet, ODENet, Played,
+                                   Pooler, RetNet, Small, arm, bilinear, clicks, concat, effnet, first, kan, levels,
+                                   ordinal, played, shuffle, spectro, spectrograms, tasks)
+from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, bigrams, case, cosine, images, kaiming,
+                           normal, raw, scaled, table, text, warm_up, waves, xavier)
+from zoo_cases.third_nets import sentences
+from zoo_cases.tuned_third import millimetres, pretrained
 
 MSE, BCE = nn.MSELoss, nn.BCEWithLogitsLoss
 

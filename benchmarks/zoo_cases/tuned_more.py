@@ -6,9 +6,9 @@ from functools import partial
 from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam
 from torch import nn
-from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, case, categories, cosine, images, itself,
-                     kaiming, normal, raw, scaled, text, warm_up, waves, xavier)
-from zoo_nets import DEEP, GRU, Lora, Mixer, Rows, Separable, ViT, auto, mobile, tcn, vgg
+from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, case, categories, cosine, images,
+                           itself, kaiming, normal, raw, scaled, text, warm_up, waves, xavier)
+from zoo_cases.nets import DEEP, GRU, Lora, Mixer, Rows, Separable, ViT, auto, mobile, tcn, vgg
 
 MSE = nn.MSELoss
 def pixels(noise=0.): return itself(images(True), noise)

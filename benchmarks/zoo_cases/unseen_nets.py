@@ -9,7 +9,7 @@ from fastai.text.models.awdlstm import AWD_LSTM
 from fastai.text.models.core import LinearDecoder
 from fastai.vision.models.xresnet import ResBlock, XResNet
 from torch import nn
-from zoo_kit import images
+from zoo_cases.kit import images
 
 
 def gen(seed): return torch.Generator().manual_seed(seed)

@@ -12,14 +12,14 @@ from fastai.callback.training import GradientClip
 from fastai.optimizer import SGD, Adam
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
-                     normal, raw, scaled, warm_up, xavier)
-from zoo_nets import Lora
-from zoo_third_nets import upside_down
-from zoo_unseen_nets import (AWD, Contrastive, DeepCross, Experts, Film, GaussNLL, GoogLeNet, Latents, Little, Pointer,
-                             Siamese, Supervised, Tasks, TwoHeads, WaveNet, both, clicks, couples, few, films, fourier,
-                             lookups, maxout, picture, pulses, regimes, reminders, series, siren, sound, squeezenet,
-                             wide, xres)
+from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
+                           normal, raw, scaled, warm_up, xavier)
+from zoo_cases.nets import Lora
+from zoo_cases.third_nets import upside_down
+from zoo_cases.unseen_nets import (AWD, Contrastive, DeepCross, Experts, Film, GaussNLL, GoogLeNet, Latents, Little,
+                                   Pointer, Siamese, Supervised, Tasks, TwoHeads, WaveNet, both, clicks, couples, few,
+                                   films, fourier, lookups, maxout, picture, pulses, regimes, reminders, series, siren,
+                                   sound, squeezenet, wide, xres)
 
 BCE, MSE = nn.BCEWithLogitsLoss, nn.MSELoss
 Momentum = partial(SGD, mom=.9)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from fastai.collab import EmbeddingDotBias
 from fastai.tabular.model import TabularModel
 from torch import nn
-from zoo_kit import images
+from zoo_cases.kit import images
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,9 @@ import torch
 from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam
 from torch import nn
-from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
-                     normal, raw, rows, scaled, table, text, warm_up, xavier)
-from zoo_nets import Block, Lora, Recurrent, SigmoidRNN, Transformer, cnn, mlp, resnet
+from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
+                           normal, raw, rows, scaled, table, text, warm_up, xavier)
+from zoo_cases.nets import Block, Lora, Recurrent, SigmoidRNN, Transformer, cnn, mlp, resnet
 
 def tab(depth=4): return kaiming(mlp(depth, n_in=12, n_out=1))
 

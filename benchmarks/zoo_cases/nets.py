@@ -1,4 +1,4 @@
-"The nets of the zoo's tuned half: those of zoo_tuned.py, then those of zoo_tuned_more.py."
+"The nets of the zoo's tuned half: those of tuned.py, then those of tuned_more.py."
 from __future__ import annotations
 
 import torch
@@ -84,7 +84,7 @@ class Lora(nn.Module):
     def forward(self, x): return self.lin(x) + self.b(self.a(x))
 
 
-# --- the nets of zoo_tuned_more.py -----------------------------------------------------------------------------------
+# --- the nets of tuned_more.py ---------------------------------------------------------------------------------------
 class GRU(nn.Module):
     "Characters in, characters out."
     def __init__(self, vocab=100, d=16, hidden=32, softmax=False):

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam
 from torch import nn
-from zoo_kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
-                     normal, raw, scaled, table, text, warm_up, xavier)
-from zoo_third_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger,
-                             TextCNN, UNet, adult, collab, densenet, graphs, grey, highway, masks, points, ratings,
-                             reversals, senet, sentences, sets, tags, upside_down)
+from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
+                           normal, raw, scaled, table, text, warm_up, xavier)
+from zoo_cases.third_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger, TextCNN,
+                                  UNet, adult, collab, densenet, graphs, grey, highway, masks, points, ratings,
+                                  reversals, senet, sentences, sets, tags, upside_down)
 
 MSE = nn.MSELoss
 def millimetres(x):  return 3000 + 1000 * x
