@@ -7,7 +7,9 @@ is NaN. The rest (layers, windows, epochs, bins, meta) is JSON in the metadata o
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from threading import get_ident
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +40,7 @@ def write(rec, path):
     "Write the record whole, beside what may be there, then rename: a file is never half a record. Returns the path."
     path   = Path(path)
     table  = _table(rec)
-    part   = path.with_name(path.name + '.part')
+    part   = path.with_name(f'{path.name}.{os.getpid()}-{get_ident()}.part')         # others may write the same record
     try:
         pq.write_table(table, part, compression='zstd', write_page_checksum=True)
         part.replace(path)

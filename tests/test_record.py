@@ -504,3 +504,17 @@ def test_a_hundred_thousand_rows(long, tmp_path):
     mb = int(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True).stdout)
     assert mb < 1500, f'{mb} MB to load and save a file of a million lines'
     assert len(long.frame(('grad', 'norm'))) == 1_000_000
+
+def test_two_processes_that_save_to_one_path_leave_a_whole_record(tmp_path):
+    make().save(tmp_path / 'seed.parquet')
+    code = """
+import sys
+from fastgradstats import Record
+rec = Record.load(sys.argv[1])
+for _ in range(60): rec.save(sys.argv[2])
+"""
+    args = [sys.executable, '-c', code, str(tmp_path / 'seed.parquet'), str(tmp_path / 'both.parquet')]
+    runs = [subprocess.Popen(args, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [p.communicate()[1] for p in runs]
+    assert [p.returncode for p in runs] == [0, 0], said
+    assert Record.load(tmp_path / 'both.parquet') == make() and {p.name for p in tmp_path.iterdir()} == {'seed.parquet', 'both.parquet'}
