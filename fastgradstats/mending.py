@@ -17,6 +17,7 @@ class _Standardise(Callback):
     order = 5
     def before_batch(self):
         x = self.xb[0]
+        if not x.is_floating_point(): return                                       # indices have no scale
         if not hasattr(self, 'stats'):
             dims = [0] if x.dim() == 2 else [0, *range(2, x.dim())] if x.dim() > 3 else list(range(x.dim()))
             mean, std = x.mean(dims, keepdim=True), x.std(dims, keepdim=True).clamp_min(1e-6)

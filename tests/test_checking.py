@@ -416,6 +416,8 @@ def test_inputs_are_standardised_but_for_categories():
     x = torch.cat([torch.arange(64)[:, None] % 4, 50 + 9 * torch.randn(64, 2, generator=g)], 1)
     y = through(x)
     assert torch.equal(y[:, 0], x[:, 0]) and y[:, 1:].mean(0).abs().max() < 1e-5 and torch.allclose(y[:, 1:].std(0), torch.ones(2))
+    words = torch.randint(0, 9, (64, 5), generator=g)
+    assert torch.equal(through(words), words)                                      # indices have no scale
     pixels = torch.randint(0, 256, (64, 20), generator=g).float()
     assert torch.allclose(through(pixels).std(0), torch.ones(20), atol=1e-5)
     maps = torch.randint(0, 256, (8, 3, 5, 5), generator=g).float()
