@@ -34,7 +34,8 @@ WORDS = dict(
 
 def advise(fix, *more):
     "A fix in words, every key of it, and what else may be tried."
-    only  = f" of {join(fix['layers'])} alone, as the others start at a usual scale" if 'layers' in fix else ''
+    names = fix.get('layers', ())
+    only  = f" of layer{'s' * (len(names) > 1)} {join(names)} alone (others start at a usual scale)" if names else ''
     words = [WORDS[k](v) + only * (k == 'init') for k, v in fix.items() if k != 'layers']
     return '; or '.join([join(words)] * bool(fix) + list(more))
 

@@ -48,7 +48,7 @@ def bad_init(rec, limit=10., each=1.6):
     if loud:
         l, q = max(loud, key=lambda lq: lq[1])
         yield Finding('bad_init', l, span, q, LOUD, harm,
-                      f"before the first step the weights of {l} are {num(q)} / sqrt(fan in) (rms), where an "
+                      f"before the first step the rms of {l} is {num(q)} / sqrt(fan in), where an "
                       f"initialisation that keeps scale has about 1{_backward(r)}{still}", advise(fix), fix,
                       tuple(l for l, _ in loud))
     elif k is not None:

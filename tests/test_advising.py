@@ -7,7 +7,7 @@ from test_checking import make
 from torch import nn
 
 from fastgradstats import LayerStatsCallback, watch
-from fastgradstats.advising import faster, signal
+from fastgradstats.advising import advise, faster, signal
 from fastgradstats.evidence import run
 from fastgradstats.mending import apply_fix
 
@@ -39,6 +39,7 @@ def test_the_layers_that_start_off_scale_are_known_and_drawn_anew_alone(how):
     assert list(r.off_scale) == ['4'] and layer == '4.weight' and np.isclose(size, truth, rtol=1e-4)
     fix   = signal(r)
     assert fix == {'init': 'kaiming', 'layers': ('4',), 'norm': 'batch'}
+    assert 'of layer 4 alone' in advise(fix) and 'layers 4 and 6 alone' in advise({**fix, 'layers': ('4', '6')})
     learn = make(depth=2)
     learn.model = changed((4,), how)
     was   = {n: p.clone() for n, p in learn.model.named_parameters()}
