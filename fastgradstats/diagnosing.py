@@ -231,6 +231,7 @@ def _verdict(r, findings, checked, skipped):
     if np.isfinite(gain): nums += f", gain {num(gain)}"
     text  = {'converged':   f"Converged: the gradients are small because little is left to learn ({nums})",
              'learning':    f"It learns ({nums})",
+             'starved':     f"No fault has lasted yet, but in the last iterations hardly any gradient arrives ({nums})",
              'waking':      f"It has begun to move ({nums}, elasticity rising)",
              'cannot tell': f"No fault was found, but whether it learns cannot be told ({nums})"}[state]
     if findings: text += "; " + join([_past(f) for f in findings[:2]])

@@ -347,3 +347,8 @@ def test_a_gradient_that_falls_smoothly_was_not_kept():
     assert severity(p, 'not_zeroed')
     p.v['grad', 'norm'] = p.v['grad', 'norm'][::-1].copy()
     assert severity(p, 'not_zeroed') is None
+
+def test_a_net_that_has_only_just_begun_to_starve_has_a_verdict_too():
+    said = {k: diagnose(Planted().starve(slice(k, None)).record()) for k in range(80, 97)}
+    just = [rep.verdict for rep in said.values() if rep.verdict.startswith('No fault has lasted yet')]
+    assert just and any(rep.findings and rep.findings[0].rule == 'starved' for rep in said.values())
