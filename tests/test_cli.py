@@ -36,7 +36,8 @@ def test_lesson10_small(tmp_path):
 
 def test_ctrl_c_in_the_middle_keeps_what_was_recorded(tmp_path):
     run = subprocess.Popen([*CLI, 'lesson10', '--seeds', '2', '--iters', '200', '--out', str(tmp_path)], env=ENV, text=True,
-                           stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                           preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # a background shell ignores it
     first, end = tmp_path / f'{NETS[0]}-seed0.parquet', time.time() + 240
     while not first.exists() and time.time() < end and run.poll() is None: time.sleep(.1)
     time.sleep(1.5)
