@@ -226,7 +226,7 @@ class Run:
     @property
     def crawls(self):
         "Whether Adam's rate is a fiftieth of its usual one, or less, in the whole run."
-        return self.adaptive and bool(np.nanmax(self.lr, initial=0) <= ADAM_LR / 50)
+        return self.adaptive and bool(0 < np.nanmax(self.lr, initial=0) <= ADAM_LR / 50)
 
     @property
     def usual_step(self):
