@@ -4,14 +4,14 @@ Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers
 """
 from __future__ import annotations
 
-import re
 import warnings
 import weakref
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
-from .reading import columns, weights
+from .reading import columns, dims, weights
 from .thresholds import (ADAM_LR, ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN,
                          USUAL_STEP)
 
@@ -57,7 +57,7 @@ class Run:
         k = list(self.rec.layers['activation'].layer).index(layer)
         return self.get('activation', 'std')[0, k] == 0
 
-    @property
+    @cached_property
     def off_scale(self):
         """{module: (its weight, rms of that x sqrt(fan in))} of those whose weights or bias start far from what any
         usual initialisation gives: less than a fiftieth or more than 8 (PyTorch's own gives .58, Xavier about 1,
@@ -66,46 +66,47 @@ class Run:
         if d is None or ('weight', 'norm') not in self.rec or not self.n or not {'shape', 'type', 'module'} <= {*d}:
             return {}
         rms  = self.rec['weight', 'norm'][self.rows[0]] / np.sqrt(d.numel.to_numpy(float))
-        dims = [[int(n) for n in re.findall(r'\d+', str(s))] for s in d['shape']]
+        each = [dims(s) for s in d['shape']]
         at   = lambda test: {m for m, hit in zip(d.module, test) if hit}
         mine = d.type.astype(str).str.match(DENSE).to_numpy()
-        wide = np.array([len(s) > 1 for s in dims])
+        wide = np.array([len(s) > 1 for s in each])
         with np.errstate(divide='ignore', invalid='ignore'):
-            size = rms * np.sqrt([np.prod(s[1:]) for s in dims])
+            size = rms * np.sqrt([np.prod(s[1:]) for s in each])
             odd  = np.where(wide, (size < FAINT) | (size > LOUD), rms > FAR_BIAS) & mine & np.isfinite(rms)
         first = {m: (l, float(q)) for m, l, q, w in zip(d.module[::-1], d.layer[::-1], size[::-1], wide[::-1]) if w}
-        out   = {m: first[m] for m in dict.fromkeys(d.module) if m in at(odd) and m in first}
+        off   = at(odd)
+        out   = {m: first[m] for m in dict.fromkeys(d.module) if m in off and m in first}
         return out if len(out) <= len(at(mine & wide)) / 2 else {}
 
     # --- the loss ----------------------------------------------------------------------------------------------------
-    @property
+    @cached_property
     def has_loss(self): return bool(np.isfinite(self.loss).any())
-    @property
+    @cached_property
     def positive(self): return self.has_loss and bool(np.nanmin(self.loss) > 0)
 
-    @property
+    @cached_property
     def first_loss(self):
         v = self.loss[np.isfinite(self.loss)][:SETTLE]
         return float(np.median(v)) if len(v) else np.nan
 
-    @property
+    @cached_property
     def best_constant(self):
         "The lowest loss (median of 9 batches) that a constant answer had: large outputs make the plain one too high."
         with np.errstate(invalid='ignore'):
             c = trailing(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
         return float(np.nanmin(c)) if np.isfinite(c).any() else np.nan
 
-    @property
+    @cached_property
     def learned(self):
         "Best constant answer's loss minus the loss, median of a trailing window.  # (row,)"
         return self.best_constant - trailing(self.loss)
 
-    @property
+    @cached_property
     def noise(self):
         "Batch-to-batch deviation of the loss in a trailing window.  # (row,)"
         return deviation(self.loss)
 
-    @property
+    @cached_property
     def blind(self):
         """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant
         answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it;
@@ -120,49 +121,56 @@ class Run:
             return ((self.learned < STARVED_GAIN * c) & (self.learned < np.maximum(NOISE * self.noise, .005 * c))
                     & ~better)
 
-    @property
+    @cached_property
     def falling(self):
         "Where the loss falls clearly over the trailing window.  # (row,) bool"
         s, t = slope(self.loss, WINDOW)
         with np.errstate(invalid='ignore'): return (t < -SURE)
 
     # --- the placebo -------------------------------------------------------------------------------------------------
-    @property
+    @cached_property
     def placebo(self):
         "The last placebo measured up to each row: how far a signal without meaning moves the answers.  # (row, layer)"
         if ('grad', 'placebo') not in self.rec or not self.layers: return np.full((self.n, len(self.layers)), np.nan)
         return pd.DataFrame(self.get('grad', 'placebo', self.layers)).ffill().to_numpy()
 
-    @property
+    @cached_property
     def median_placebo(self):
         "Of the median layer.  # (row,)"
         return median_layer(self.placebo)
 
+    @cached_property
+    def total_norm(self):
+        "Norm of the weights' gradients together, NaN where it was not recorded.  # (row,)"
+        if not self.layers or ('grad', 'norm') not in self.rec: return np.full(self.n, np.nan)
+        with np.errstate(over='ignore', invalid='ignore'):
+            return np.sqrt(np.nansum(self.get('grad', 'norm', self.layers) ** 2, axis=1))
+
     # --- elasticity --------------------------------------------------------------------------------------------------
-    @property
+    @cached_property
     def elasticity(self):
         "(row, layer) of the weights."
         if ('grad', 'elasticity') not in self.rec: return np.full((self.n, len(self.layers)), np.nan)
         return self.get('grad', 'elasticity', self.layers)
 
-    @property
+    @cached_property
     def median_elasticity(self):
         "Of the median layer that has a gradient at all.  # (row,)"
         return median_layer(self.elasticity)
 
-    @property
+    @cached_property
     def update_ratio(self):
         "(row, layer) of the weights; NaN where no step was taken."
         if ('update', 'ratio') not in self.rec: return np.full((self.n, len(self.layers)), np.nan)
         return np.where(self.stepped[:, None], self.get('update', 'ratio', self.layers), np.nan)
 
-    @property
+    @cached_property
     def median_ratio(self):
         "Of the median layer that moves at all.  # (row,)"
         u = self.update_ratio
         with np.errstate(invalid='ignore'): return median_layer(np.where(u > 0, u, np.nan))
 
-    @property
+    @cached_property
     def direction(self):
         """The share of the loss that a step removed, in the trailing window, over what elasticity and update ratio
         allow (the sum over the layers of their product): the cosine between the update and the way down, as the
@@ -181,7 +189,7 @@ class Run:
         if e < STARVED and not self.median_placebo[row] >= PASSES: return 'elasticity'
         return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
 
-    @property
+    @cached_property
     def settled(self):
         """The update ratio that a normalised layer settles at, sqrt(2 lr wd), where the optimizer shrinks the weights
         themselves (AdamW) and the record's meta tells it: {'optimizer': {'wd': .01, 'decoupled': True}}; of groups that
@@ -194,7 +202,7 @@ class Run:
         if not wds or True not in listed(opt.get('decoupled')): return np.full(self.n, np.nan)
         return np.sqrt(2 * self.lr * max(wds))
 
-    @property
+    @cached_property
     def adaptive(self):
         """Whether the optimizer divides by the gradient's size, as Adam does: by its name, if the record's meta has it,
         else by the first step, in which SGD's |update| / |gradient| is the learning rate (times the clip factor) in
@@ -212,7 +220,7 @@ class Run:
         with np.errstate(divide='ignore', invalid='ignore'): off = abs(np.log(np.median(q) / (self.lr[0] * clip)))
         return bool(q.max() / q.min() > 3 and off > np.log(3))
 
-    @property
+    @cached_property
     def step_fails(self):
         """Where a larger step would learn. The share of the loss that a step removes is at most the sum over the layers
         of elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a
@@ -223,17 +231,17 @@ class Run:
             far = trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1
         return (u < np.minimum(e, 1)) & far | self.crawls
 
-    @property
+    @cached_property
     def crawls(self):
         "Whether Adam's rate is a fiftieth of its usual one, or less, in the whole run."
         return self.adaptive and bool(0 < np.nanmax(self.lr, initial=0) <= ADAM_LR / 50)
 
-    @property
+    @cached_property
     def usual_step(self):
         "The median update ratio of healthy runs at first."
         return ADAPTIVE_STEP if self.adaptive else USUAL_STEP
 
-    @property
+    @cached_property
     def small_step(self):
         "The median update ratio below which a step hardly moves: further up where usual ones are larger."
         return SMALL_STEP * self.usual_step / USUAL_STEP
@@ -249,7 +257,7 @@ class Run:
         step = np.median(np.diff(self.iter)) if self.n > 1 else 1
         return rising, self.iter + np.where(rising, ahead, np.nan) * step
 
-    @property
+    @cached_property
     def starving(self):
         """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the
         step that is too small. A placebo that passes outweighs a low elasticity (a floor of the loss, an offset), and
@@ -259,7 +267,7 @@ class Run:
             if not self.positive: return (p <= BLOCKED) & self.blind & self.judged
             return (e < STARVED) & ~(p >= PASSES) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails
 
-    @property
+    @cached_property
     def judged(self):
         "Rows with enough rows behind them, the first ones (SETTLE) never counted.  # (row,) bool"
         return np.arange(self.n) >= SETTLE + FEWEST - 1

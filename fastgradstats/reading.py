@@ -25,14 +25,14 @@ def nothing(rec):
     due = rec.iters.measured.any() or not len(rec)
     return 'nothing was measured' + ('' if due else f": none of the {len(rec):,} iterations was due, see `every`")
 
-def _dims(shape): return len(re.findall(r'\d+', shape)) if isinstance(shape, str) else len(shape)
+def dims(shape): return [int(n) for n in re.findall(r'\d+', str(shape))]
 
 def weights(rec, probe='grad'):
     "The parameters with two or more dimensions, in forward order."
     d = rec.layers.get(probe)
     if d is None: return []
     if 'shape' not in d: return list(d.layer)
-    return [l for l, s in zip(d.layer, d['shape']) if _dims(s) >= 2]
+    return [l for l, s in zip(d.layer, d['shape']) if len(dims(s)) >= 2]
 
 def columns(rec, probe, layers): return pd.Index(rec.layers[probe].layer).get_indexer(layers)
 

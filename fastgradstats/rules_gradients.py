@@ -1,13 +1,11 @@
 "Rules about small gradients: starved, vanishing through depth, underflow in half precision."
 from __future__ import annotations
 
-import re
-
 import numpy as np
 
 from .advising import advise, scale_up, signal
 from .answering import num, pct
-from .evidence import FEWEST, lasting, run, trailing
+from .evidence import FEWEST, dims, lasting, run, trailing
 from .findings import ELASTICITY, LOSS, Finding, Unreadable, factors, need, root_numel, rule, severity, stuck
 from .thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
@@ -134,11 +132,9 @@ def _all_gone(r, zero, edge):
     if any(k not in r.rec for k in keys) or not r.positive or not stuck(r): return False
     if not (zero[np.isfinite(zero)] == 1).all(): return False
     low, high = (r.get(*k) for k in keys)
-    shape     = _dims(r.rec.layers['grad']['shape'].iloc[r.cols[-1]]) if 'shape' in r.rec.layers['grad'] else [1]
+    shape     = dims(r.rec.layers['grad']['shape'].iloc[r.cols[-1]]) if 'shape' in r.rec.layers['grad'] else [1]
     outputs   = r.all.bs.to_numpy(float)[r.rows].max() * shape[0]                    # at least: positions are not known
     return bool((high > low).any() and r.first_loss / outputs < edge)
-
-def _dims(shape): return [int(n) for n in re.findall(r'\d+', str(shape))]
 
 def _underflow(r, hit, value, limit, evidence):
     fix = scale_up(r.first_loss) if r.positive else {'loss_scale': 65536.}

@@ -137,9 +137,7 @@ def not_zeroed(rec, limit=.3, noisy=1.5):
 
 def _shrinks(r, most=1.5):
     "Whether the gradient ends no larger than it began, as a sum of gradients would: 3 times and more (zoo)."
-    if ('grad', 'norm') not in r.rec: return False
-    g = np.sqrt(np.nansum(r.get('grad', 'norm', r.layers) ** 2, axis=1))
-    return bool(np.median(g[-WINDOW:]) < most * np.median(g[:3]))
+    return bool(np.median(r.total_norm[-WINDOW:]) < most * np.median(r.total_norm[:3]))
 
 def _von_neumann(x):
     x = x[np.isfinite(x)]

@@ -55,8 +55,7 @@ def exploding(rec, grown=30., worse=3.):
     r = run(rec)
     need(r, 3)
     if not r.layers: return
-    lays = r.get('grad', 'norm', r.layers)
-    with np.errstate(over='ignore', invalid='ignore'): g = np.sqrt(np.nansum(lays ** 2, axis=1))
+    lays, g = r.get('grad', 'norm', r.layers), r.total_norm
     base = np.nanmedian(g[:3])
     ref  = np.nanmin([r.first_loss, r.best_constant]) if np.isfinite(r.best_constant) else r.first_loss
     if not base > 0: return

@@ -21,10 +21,8 @@ def network_state(r):
     e, learned, noise = trailing(r.median_elasticity), r.learned, r.noise
     long  = min(2 * WINDOW, max(WINDOW, len(r) // 3))
     s, _  = slope(r.loss, long)
-    g     = (r.get('grad', 'norm', r.layers) if r.layers and ('grad', 'norm') in r.rec
-             else np.full((len(r), 1), np.nan))
     with np.errstate(invalid='ignore', over='ignore'):
-        g    = trailing(np.sqrt(np.nansum(g ** 2, axis=1)))
+        g    = trailing(r.total_norm)
         peak = pd.Series(g).cummax().to_numpy()
         high = (learned > LEARNED * abs(r.best_constant)) | (learned > CLEAR * noise)
         flat = np.abs(s * long) < np.maximum(FLAT * learned, noise)

@@ -118,6 +118,26 @@ def grey():
     "Digits with pixels from 0 to 1 that are their own target."
     return tuple(((x - x.min()) / (x.max() - x.min()),) * 2 for x, _ in images(True))
 
+@cache
+def learnt(make, flat=False):
+    "The weights of a net that has learnt the digits upside down, always the same."
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        m   = make()
+        opt = torch.optim.Adam(m.parameters(), .005)
+        for x, y in zip(*(t.split(100) * 6 for t in upside_down()[0])):
+            F.cross_entropy(m(x.flatten(1) if flat else x), y).backward()
+            opt.step(); opt.zero_grad()
+    return m.state_dict()
+
+def pretrained(make, flat=False):
+    "That net (a Sequential) with a new head."
+    m = make()
+    m.load_state_dict({k: v for k, v in learnt(make, flat).items() if not k.startswith(f'{len(m) - 1}.')}, strict=False)
+    return m
+
+def dear(x): return x * torch.logspace(0, 4, x.shape[1])      # each column in a unit of its own, up to 10,000
+
 
 # --- nets for images -------------------------------------------------------------------------------------------------
 class Grow(nn.Module):

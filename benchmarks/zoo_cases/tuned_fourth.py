@@ -15,7 +15,8 @@ from zoo_cases.fourth_nets import (SSM, Attend, BellsNLL, Dueling, Hashed, Hyper
 from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, bigrams, case, cosine, images, kaiming,
                            normal, raw, scaled, table, text, warm_up, waves, xavier)
 from zoo_cases.third_nets import sentences
-from zoo_cases.tuned_third import millimetres, pretrained
+from zoo_cases.third_nets import pretrained
+from zoo_cases.tuned_third import millimetres
 
 MSE, BCE = nn.MSELoss, nn.BCEWithLogitsLoss
 

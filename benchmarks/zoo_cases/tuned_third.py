@@ -2,40 +2,19 @@
 seq2seq, gated language model; fastai's collaborative filtering and TabularModel, highway, graph net, deep sets."""
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
-import torch
-import torch.nn.functional as F
 from fastai.callback.training import GradientClip
 from fastai.optimizer import Adam
 from torch import nn
 from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
                            normal, raw, scaled, table, text, warm_up, xavier)
-from zoo_cases.third_nets import (ELBO, VAE, ConvNext, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger, TextCNN,
-                                  UNet, adult, collab, densenet, graphs, grey, highway, masks, points, ratings,
-                                  reversals, senet, sentences, sets, tags, upside_down)
+from zoo_cases.third_nets import (ConvNext, ELBO, GatedLM, GaussNLL, GraphNet, Seq2Seq, Tabular, Tagger, TextCNN, UNet,
+                                  VAE, adult, collab, dear, densenet, graphs, grey, highway, masks, points, pretrained,
+                                  ratings, reversals, senet, sentences, sets, tags)
 
 MSE = nn.MSELoss
 def millimetres(x):  return 3000 + 1000 * x
-def dear(x):         return x * torch.logspace(0, 4, x.shape[1])      # each column in a unit of its own, up to 10,000
-
-@cache
-def learnt(make):
-    "The weights of a net that has learnt the digits upside down, always the same."
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        m   = make()
-        opt = torch.optim.Adam(m.parameters(), .005)
-        for x, y in zip(*(t.split(100) * 6 for t in upside_down()[0])):
-            F.cross_entropy(m(x), y).backward()
-            opt.step(); opt.zero_grad()
-    return m.state_dict()
-
-def pretrained(make):
-    "That net with a new head."
-    m = make()
-    m[:-1].load_state_dict({k: v for k, v in learnt(make).items() if k in m[:-1].state_dict()})
-    return m
 
 # --- twins: images ---------------------------------------------------------------------------------------------------
 @case('step_too_large', 'exploding', 'non_finite', 'unstable')

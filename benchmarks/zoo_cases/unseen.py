@@ -4,10 +4,9 @@ experts; fastai's AWD-LSTM, WaveNet, CNN + LSTM, pointer transformer, 1-d ResNet
 rules' names mean."""
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from fastai.callback.training import GradientClip
 from fastai.optimizer import SGD, Adam
 from torch import nn
@@ -15,7 +14,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from zoo_cases.kit import (InHalf, KeepGrads, Kit, Plus100, Smooth, Spike, Tiny, bigrams, case, cosine, images, kaiming,
                            normal, raw, scaled, warm_up, xavier)
 from zoo_cases.nets import Lora
-from zoo_cases.third_nets import upside_down
+from zoo_cases.third_nets import dear, pretrained
 from zoo_cases.unseen_nets import (AWD, Contrastive, DeepCross, Experts, Film, GaussNLL, GoogLeNet, Latents, Little,
                                    Pointer, Siamese, Supervised, Tasks, TwoHeads, WaveNet, both, clicks, couples, few,
                                    films, fourier, lookups, maxout, picture, pulses, regimes, reminders, series, siren,
@@ -25,25 +24,6 @@ BCE, MSE = nn.BCEWithLogitsLoss, nn.MSELoss
 Momentum = partial(SGD, mom=.9)
 def dead(*layers):   [nn.init.constant_(m.bias, -10.) for m in layers]
 def counts(x):       return torch.cat([x[:, :-4], 2000 + 1000 * x[:, -4:]], 1)
-def euros(x):        return x * torch.logspace(0, 4, x.shape[1])       # each column in a unit of its own
-
-@cache
-def learnt(make, flat=False):
-    "The weights of a net that has learnt the digits upside down, always the same."
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        m   = make()
-        opt = torch.optim.Adam(m.parameters(), .005)
-        for x, y in zip(*(t.split(100) * 6 for t in upside_down()[0])):
-            F.cross_entropy(m(x.flatten(1) if flat else x), y).backward()
-            opt.step(); opt.zero_grad()
-    return m.state_dict()
-
-def pretrained(make, flat=False):
-    "That net with a new head."
-    m = make()
-    m.load_state_dict({k: v for k, v in learnt(make, flat).items() if not k.startswith(f'{len(m) - 1}.')}, strict=False)
-    return m
 
 def fire(drop=0.):
     "SqueezeNet as torchvision initialises it: the last convolution is small."
@@ -129,7 +109,7 @@ def dcn_lr_300x(sick):
     return Kit(DeepCross(), clicks(), lr=1.5 if sick else .005, opt=Adam, loss=BCE(), iters=200)
 @case('input_scale')
 def moe_units(sick):
-    return Kit(Experts(), scaled(regimes(), euros) if sick else regimes(), lr=.01, opt=Adam, loss=MSE(), iters=240)
+    return Kit(Experts(), scaled(regimes(), dear) if sick else regimes(), lr=.01, opt=Adam, loss=MSE(), iters=240)
 # --- twins: sequences ------------------------------------------------------------------------------------------------
 @case('step_too_small')
 def awd_lr_1000th(sick):     return Kit(AWD(), bigrams(), lr=2e-5 if sick else .02, opt=Adam, iters=160)
