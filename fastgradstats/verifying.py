@@ -124,9 +124,9 @@ def _try(learn, f, make, n, recorded):
     left = f" (not {join(left)}, which cannot be tried)" if left else ''
     told = (f"{', '.join(done)}{left}: loss after {n} iterations {num(was)} without, {num(now)} with it "
             f"({num(recorded)} in the run); {how}")
-    if now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now): return f"{told}; it helped", True
     if was < recorded - CLOSE * abs(recorded):
         return f"{told}; the fault did not come back without it, so this says nothing about the advice", True
+    if now < was - HELPS * abs(was) if np.isfinite(was) else np.isfinite(now): return f"{told}; it helped", True
     return f"{told}; it did not help, so it is withdrawn", False
 
 def _with(report, trials, withdrawn=None):
