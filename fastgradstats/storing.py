@@ -46,7 +46,8 @@ def write(rec, path):
         part.replace(path)
     except OSError as e:
         part.unlink(missing_ok=True)
-        raise OSError(f"cannot write the record to {path}: {e.strerror or e}. Choose a folder that exists and may be "
+        why = os.strerror(e.errno) if e.errno else e
+        raise OSError(f"cannot write the record to {path}: {why}. Choose a folder that exists and may be "
                       f"written") from e
     except BaseException:
         part.unlink(missing_ok=True)

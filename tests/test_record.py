@@ -455,7 +455,7 @@ def test_any_damage_is_a_value_error(tmp_path):
 
 def test_saving_where_one_cannot(tmp_path, monkeypatch):
     r = make()
-    with pytest.raises(OSError, match='cannot write the record to .*Choose a folder that exists'): r.save(tmp_path / 'no' / 'r.parquet')
+    with pytest.raises(OSError, match='cannot write the record to .*r.parquet: No such file or directory. Choose a folder that exists'): r.save(tmp_path / 'no' / 'r.parquet')
     (tmp_path / 'd').mkdir()
     with pytest.raises(OSError, match='cannot write the record'): r.save(tmp_path / 'd')
     assert [p.name for p in tmp_path.iterdir()] == ['d']
