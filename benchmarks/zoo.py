@@ -29,9 +29,9 @@ from torch.utils.data import TensorDataset
 from zoo_cases import CASES
 
 from fastgradstats import LayerStatsCallback, Record
-from fastgradstats.data import TensorDL
-from fastgradstats.evidence import run
-from fastgradstats.planning import DEFAULTS
+from fastgradstats.lesson10.data import TensorDL
+from fastgradstats.diagnosis.evidence import run
+from fastgradstats.measure.plan import DEFAULTS
 
 PROBES = dict(weight=['norm', 'std'], activation=[*DEFAULTS['activation'], 'frac_saturated'])
 HALVES = ('tuned', 'unseen')

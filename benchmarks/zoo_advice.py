@@ -13,8 +13,8 @@ from fastai.torch_core import set_seed
 from zoo import CASES, kit, learner, path
 
 from fastgradstats import Record, diagnose
-from fastgradstats.evidence import run
-from fastgradstats.verifying import apply_fix, final_gain
+from fastgradstats.diagnosis.evidence import run
+from fastgradstats.callbacks.trial import apply_fix, final_gain
 
 FIXES = [{'lr': .1, 'clip': 1.}, {'lr': .01}, {'lr': 100.}, {'init': 'kaiming'}, {'init': 'xavier'},
          {'input': 'normalize'},

@@ -9,7 +9,7 @@ from zoo import CASES, HALVES, guilt, path, runs
 from zoo_others import OTHERS
 
 from fastgradstats import Record, diagnose
-from fastgradstats.evidence import run
+from fastgradstats.diagnosis.evidence import run
 
 warnings.filterwarnings('ignore')
 SLICES  = (20, 30, 40, 60, 80, 120)

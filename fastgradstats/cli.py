@@ -47,7 +47,7 @@ def lesson10(
     os.environ.setdefault('MPLBACKEND', 'Agg')
     warnings.filterwarnings('ignore', category=FutureWarning)              # torch's and fastai's own, on import
     warnings.filterwarnings('ignore', category=DeprecationWarning)
-    from .lesson10 import run
+    from .lesson10.experiment import run
     done = run(data, seeds, iters, lr, bs, every, out)
     if done.interrupted: raise KeyboardInterrupt
 
@@ -55,7 +55,7 @@ def lesson10(
 @app.command()
 def show(path: Annotated[str, typer.Argument(help="A record that Record.save or lesson10 wrote.")]):
     "Print what a record holds."
-    from .record import Record
+    from .record.record import Record
     print(Record.load(path))
 
 
@@ -66,8 +66,8 @@ def diagnose(
 ):
     "What is wrong, where, since when, on what evidence, what to do. Exit status 1 on a critical finding."
     from json import dumps
-    from .diagnosing import diagnose
-    from .record import Record
+    from .diagnosis.report import diagnose
+    from .record.record import Record
     report = diagnose(Record.load(path))
     print(dumps(report.json(), indent=1) if json else report)
     if report.critical: raise typer.Exit(1)

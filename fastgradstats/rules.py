@@ -1,33 +1,4 @@
-"""Rules: small functions of a Record that yield Findings. Each says what it needs, where its thresholds come from.
-
-One more rule is one function:
-
-    @rule(needs=[('grad', 'norm')], source='my own nets')
-    def too_quiet(rec, limit=1e-9):
-        "The gradients of every layer are tiny."
-        r = run(rec)
-        ...
-        yield Finding('too_quiet', 'fc1.weight', (0, 10), value, limit, 'warning', evidence, advice)
-
-    diagnose(rec, rules=[*ALL, too_quiet])
-
-Sources: SM, Amazon SageMaker Debugger's built-in rules; AT, AutoTrainer (ICSE 2021) with its repository; DD,
-DeepDiagnosis (ICSE 2022) with its repository; torchmortem and torchdiag, their sources; UMLAUT (CHI 2021); zoo,
-benchmarks/zoo.py, tuned half.
-"""
-from __future__ import annotations
-
-from .evidence import run                                                                        # noqa: F401
-from .findings import SEVERITIES, Finding, Unreadable, rule                                      # noqa: F401
-from .rules_gradients import fp16_underflow, starved, vanishing
-from .rules_outcome import not_learning
-from .rules_start import bad_init, double_softmax, input_scale
-from .rules_steps import not_stepped, not_zeroed, step_too_large, step_too_small
-from .rules_time import vanishing_through_time
-from .rules_units import dead_units, saturated
-from .rules_values import exploding, non_finite, unstable
-
-# in the order of cause: what stands first explains what follows
-ALL = (input_scale, double_softmax, not_stepped, not_zeroed, bad_init, fp16_underflow, step_too_large, exploding,
-       non_finite, unstable, saturated, dead_units, vanishing_through_time, vanishing, starved, step_too_small,
-       not_learning)
+"""For those who write rules: `ALL` there are, `Finding`, the decorator `rule`, `run` (the evidence of a record)."""
+from .diagnosis.evidence import run                                                              # noqa: F401
+from .diagnosis.finding import SEVERITIES, Finding, Unreadable, rule                             # noqa: F401
+from .diagnosis.rules import ALL                                                                 # noqa: F401

@@ -11,73 +11,93 @@ import fastgradstats
 
 ROOT    = Path(__file__).parent.parent
 PACKAGE = Path(fastgradstats.__file__).parent
-FILES   = sorted(PACKAGE.glob('*.py'))
+FILES   = sorted(PACKAGE.rglob('*.py'))
 README  = (ROOT / 'README.md').read_text(encoding='utf-8')
-TESTS   = sorted((ROOT / 'tests').glob('test_*.py'))
+TESTS   = sorted((ROOT / 'tests').rglob('test_*.py'))
 
-# --- the dependency diagram -----------------------------------------------------------------------------------------
-# module -> the modules of ours that it may import, anywhere in the file (also inside a function)
-LEAVES    = dict(storing='', record='storing', kernels='', views='kernels', stats='views', probes='storing',
-                 prepared='kernels views', thresholds='')
-TRAINING  = dict(placebo='probes', optimizers='', planning='placebo prepared probes record stats views',
-                 gathering='probes record stats views',
-                 constant='kernels prepared',
-                 processes='gathering probes',
-                 hooking='gathering optimizers prepared probes processes views', stepping='gathering hooking kernels prepared views',
-                 watching='gathering hooking placebo planning prepared probes stepping views', data='')
-RULES     = ('rules_gradients', 'rules_outcome', 'rules_start', 'rules_steps', 'rules_time', 'rules_units', 'rules_values')
-READING   = dict(reading='record', answering='', reporting='reading', comparing='answering drawing reading record thresholds',
-                 evidence='reading thresholds', findings='answering evidence', advising='answering evidence thresholds',
-                 **dict.fromkeys(RULES, 'advising answering evidence findings thresholds'), rules=f'evidence findings {" ".join(RULES)}',
-                 states='answering evidence thresholds', diagnosing='answering evidence record rules states thresholds',
-                 drawing='reading record', smallgrads='drawing reading record thresholds',
-                 plots='diagnosing drawing smallgrads record reporting')
-COATS     = dict(callbacks='constant diagnosing drawing planning watching plots reporting record rules stats probes verifying',
-                 verifying='answering diagnosing mending', mending='', checking='advising answering diagnosing evidence findings rules watching',
-                 watchdog='callbacks diagnosing evidence planning rules',
-                 lesson10='callbacks comparing data plots', cli='diagnosing lesson10 record')
-MAY       = {m: set(ours.split()) for group in (LEAVES, TRAINING, READING, COATS) for m, ours in group.items()}
-HEAVY     = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
-LIGHT     = {'record', 'storing', *READING, 'cli'}                  # import none of HEAVY: a record is read where torch is not
-NO_FASTAI = {'watching', 'hooking', 'stepping', 'planning', 'gathering', 'processes', 'constant', 'stats', 'views', 'probes',
-             'kernels', 'prepared', 'placebo', 'optimizers'}      # any PyTorch loop
+# --- the law of the rooms -------------------------------------------------------------------------------------------
+# room -> the rooms that it may import, anywhere in a file (also inside a function)
+LAW = dict(_text='', record='_text', measure='record _text', diagnosis='record _text', plots='record diagnosis _text',
+           comparison='record diagnosis plots _text', callbacks='measure record diagnosis plots comparison _text',
+           lesson10='callbacks measure record diagnosis plots comparison _text', rules='diagnosis',
+           cli='lesson10 callbacks measure record diagnosis plots comparison _text')
+HEAVY = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
+LIGHT = {'_text', 'record', 'diagnosis', 'plots', 'comparison', 'rules', 'cli'}   # a record is read where torch is not
+
+def room(path): return path.relative_to(PACKAGE).with_suffix('').parts[0]
 
 def imports(path):
-    "(modules of ours, top-level packages of others) that a file imports, also inside its functions."
+    "(modules of ours, in full, and top-level packages of others) that a file imports, also inside its functions."
     ours, others = set(), set()
+    here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            ours |= {node.module.split('.')[0]} if node.module else {a.name for a in node.names}
+            base = [*here[:len(here) - node.level + 1], *(node.module or '').split('.')]
+            ours |= {'.'.join(filter(None, [*base, a.name])) for a in node.names}
         elif isinstance(node, ast.ImportFrom): others.add(node.module.split('.')[0])
         elif isinstance(node, ast.Import):     others |= {a.name.split('.')[0] for a in node.names}
-    return ours - {'__version__'}, others
+    modules = {m for m in MODULES if m}
+    full    = {next((c for c in (o, o.rpartition('.')[0]) if c in modules), o) for o in ours - {'__version__'}}
+    return full, others
 
-IMPORTS = {f.stem: imports(f) for f in FILES if f.stem != '__init__'}
+def module(path):
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+MODULES = {module(f): f for f in FILES}
+IMPORTS = {m: imports(f) for m, f in MODULES.items() if m}
 
 
-@pytest.mark.parametrize('module', IMPORTS)
-def test_a_module_imports_only_what_the_diagram_allows(module):
-    assert module in MAY, f"{module}.py is not in the diagram: give it a line in MAY"
-    ours, others = IMPORTS[module]
-    assert ours <= MAY[module], f"{module}.py imports {', '.join(ours - MAY[module])}; it may import {MAY[module] or 'nothing of ours'}"
+@pytest.mark.parametrize('name', IMPORTS)
+def test_a_room_imports_only_what_its_law_allows(name):
+    mine = name.split('.')[0]
+    assert mine in LAW, f"{mine} is no room: give it a line in the law"
+    ours, others = IMPORTS[name]
+    rooms = {o.split('.')[0] for o in ours} - {mine}
+    assert rooms <= set(LAW[mine].split()), f"{name} imports {rooms - set(LAW[mine].split())}; {mine} may import {LAW[mine] or 'nothing of ours'}"
     assert 'fastgradstats' not in others, 'imports of the package are relative, so that this test sees them'
-    if module in LIGHT:     assert not others & HEAVY
-    if module in NO_FASTAI: assert not others & {'fastai', 'fastcore'}
+    if mine in LIGHT:     assert not others & HEAVY
+    if mine == 'measure': assert not others & {'fastai', 'fastcore'}            # any PyTorch loop
 
-def test_the_diagram_names_no_module_that_is_not_there(): assert set(MAY) == set(IMPORTS)
+def test_the_law_names_no_room_that_is_not_there():
+    assert set(LAW) == {m.split('.')[0] for m in IMPORTS}
 
-def test_there_is_no_circle():
-    order = []
+def test_every_folder_says_what_is_in_it_and_what_it_may_import():
+    for init in PACKAGE.rglob('__init__.py'):
+        doc = ast.get_docstring(ast.parse(init.read_text(encoding='utf-8')))
+        assert doc and (init.parent == PACKAGE or 'mports' in doc), init
+
+def test_there_is_no_circle_and_at_most_seven_floors_between_rooms():
+    floor = {}
+    def height(r, path=()):
+        assert r not in path, f"a circle of imports: {' -> '.join([*path, r])}"
+        if r not in floor:
+            below = {o.split('.')[0] for m, (ours, _) in IMPORTS.items() if m.split('.')[0] == r for o in ours} - {r}
+            floor[r] = 1 + max((height(b, (*path, r)) for b in below), default=0)
+        return floor[r]
+    assert max(map(height, LAW)) <= 7, floor
+
+def test_there_is_no_circle_of_modules():
+    done = set()
     def visit(m, path=()):
         assert m not in path, f"a circle of imports: {' -> '.join([*path, m])}"
-        for n in IMPORTS[m][0]: visit(n, (*path, m))
-        order.append(m)
+        if m in done: return
+        for n in IMPORTS.get(m, ((),))[0]: visit(n, (*path, m))
+        done.add(m)
     for m in IMPORTS: visit(m)
-    assert order
+    assert done >= set(IMPORTS)
 
 def test_the_package_itself_imports_nothing_when_it_is_imported():
     ours, others = imports(PACKAGE / '__init__.py')
-    assert not ours and others <= {'importlib'}
+    assert not ours and others <= {'importlib', 'sys'}
+
+@pytest.mark.parametrize('old,new,name', [
+    ('planning', 'measure.plan', 'Plan'), ('stats', 'measure.statistics', 'Statistic'), ('callbacks', 'callbacks.layer_stats', 'GradStatsCallback'),
+    ('watchdog', 'callbacks.monitor', 'DiagnosisCallback'), ('lesson10', 'lesson10.experiment', 'GeneralRelu'), ('data', 'lesson10.data', 'digits'),
+    ('rules', 'diagnosis.rules', 'ALL'), ('record', 'record.record', 'Record')])
+def test_what_was_pickled_or_imported_under_an_old_name_is_found(old, new, name):
+    from importlib import import_module
+    assert getattr(import_module(f'fastgradstats.{old}'), name) is getattr(import_module(f'fastgradstats.{new}'), name)
 
 
 def python(code):
@@ -102,7 +122,7 @@ import fastgradstats
 from fastgradstats import Record, plot_lines
 rec = Record.load({str(path)!r})
 repr(rec), rec.frame(), rec.join(rec)
-import fastgradstats.comparing, fastgradstats.reporting
+import fastgradstats.comparison.comparison, fastgradstats.record.summary, fastgradstats.rules
 print(sorted({HEAVY!r} & set(sys.modules)), rec['grad', 'norm'][:, 0].tolist())
 ''')
     assert heavy == '[] [1.0, 2.0, 3.0]'
@@ -129,13 +149,13 @@ import fastgradstats
 from fastai.vision.all import *
 print(*sorted(set(fastgradstats.__all__) & set(dir())))''') == ''
 
-def test_no_module_bears_the_name_of_a_public_function():
-    assert not {f.stem for f in FILES} & set(fastgradstats.__all__)
+def test_no_folder_or_file_bears_the_name_of_a_public_function():
+    assert not {p for m in MODULES for p in m.split('.')} & set(fastgradstats.__all__)
 
 def test_public_names_stay_callable_after_any_module_was_imported():
     assert python(f'''
 import importlib, fastgradstats
-for module in {[f.stem for f in FILES if f.stem != '__init__']}:
+for module in {[m for m in MODULES if m]}:
     importlib.import_module("fastgradstats." + module)
     assert all(callable(getattr(fastgradstats, name)) for name in fastgradstats.__all__), module
 from fastgradstats import *
@@ -171,7 +191,7 @@ def table(title):
 def code(cell): return re.findall(r'`([^`]+)`', cell)
 
 def test_readme_statistics_are_all_there_are():
-    from fastgradstats.stats import STATISTICS
+    from fastgradstats.measure.statistics import STATISTICS
     rows  = table('Statistics')
     named = [n for r in rows for n in code(r[0])]
     assert sorted(named) == sorted(STATISTICS)
@@ -182,12 +202,12 @@ def test_readme_statistics_are_all_there_are():
             assert unit == s.unit or not s.unit, f"{n}: unit {unit!r}, the statistic's is {s.unit!r}"
 
 def test_readme_derived_quantities_are_all_there_are():
-    from fastgradstats.record import DERIVED
+    from fastgradstats.record.record import DERIVED
     named = [n for r in table('Derived quantities') for n in code(r[0])]
     assert [n for n in named if n.startswith('rec[')] == [f"rec['{p}', '{s}']" for p, s in DERIVED]
 
 def test_readme_probes_are_all_there_are():
-    from fastgradstats.probes import PROBES
+    from fastgradstats.measure.probes import PROBES
     assert sorted(n for r in table('Probes') for n in code(r[0])) == sorted(PROBES)
 
 def test_readme_plots_are_all_there_are():
@@ -205,7 +225,7 @@ def test_readme_callbacks_and_their_defaults():
 
 def test_readme_settings_are_those_of_the_callbacks():
     import inspect
-    from fastgradstats.probes import PROBES
+    from fastgradstats.measure.probes import PROBES
     args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - {*PROBES, 'unknown'}
     assert {n for r in table('Settings') for n in code(r[0])} == args
 

@@ -13,8 +13,8 @@ from torchvision.models import resnet18
 
 from fastgradstats import (ActivationHistCallback, DeadUnitCallback, DiagnosisCallback, GradStatsCallback,
                            LayerStatsCallback)
-from fastgradstats.evidence import run
-from fastgradstats.storing import ITER_COLS
+from fastgradstats.diagnosis.evidence import run
+from fastgradstats.record.parquet import ITER_COLS
 from reference import learner, loaders
 
 README = (Path(__file__).parent.parent / 'README.md').read_text(encoding='utf-8')

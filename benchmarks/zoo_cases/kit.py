@@ -16,7 +16,7 @@ from fastai.callback.schedule import ParamScheduler, SchedCos, combine_scheds
 from fastai.optimizer import SGD
 from torch import nn
 
-from fastgradstats.data import digits
+from fastgradstats.lesson10.data import digits
 
 ITERS  = 120
 TUNED  = ('mlp', 'cnn', 'tab', 'resnet', 'rnn', 'lstm', 'tf', 'gru', 'vit', 'mixer', 'tcn', 'auto', 'mobile', 'vgg',

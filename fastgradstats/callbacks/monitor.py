@@ -1,0 +1,97 @@
+"""`DiagnosisCallback`: diagnoses while it trains, warns once per finding, can end the fit, keeps a flight recorder."""
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+
+import pandas as pd
+import torch
+from fastai.callback.core import CancelFitException
+
+from .layer_stats import LayerStatsCallback
+from ..diagnosis.report import diagnose
+from ..diagnosis.evidence import WINDOW
+from ..measure.plan import whole
+from ..diagnosis.rules import ALL
+
+SPIKE = 10.                       # a gradient norm of so many times the median of those kept is a sign of trouble
+
+
+class _Due:
+    "Measure every n-th iteration, and all of them up to `until`."
+    def __init__(self, every): self.every, self.until = every, -1
+    def __call__(self, i):     return i % self.every == 0 or i < self.until
+    @property
+    def __name__(self): return f'every {self.every}, each one after trouble'
+
+
+class DiagnosisCallback(LayerStatsCallback):
+    "Diagnose while training; warn once per finding; end the fit on those in `stop_on`; keep the last losses and norms."
+    def __init__(self,
+        stop_on=('non_finite', 'exploding'),  # names of rules that end the fit when they find a warning or worse
+        every=1,              # measure every n-th iteration; from the first sign of trouble all of the next `keep`
+        keep=200,             # iterations that the flight recorder holds
+        check=WINDOW,         # iterations between two diagnoses
+        rules=ALL,            # as `diagnose`
+        **settings,           # the probes and settings of LayerStatsCallback
+    ):
+        if not isinstance(rules, (list, tuple)) or not all(map(callable, rules)):
+            raise TypeError(f"rules is a list of rules, as of `diagnose`; got {rules!r}")
+        names   = [f.__name__ for f in rules]
+        stop_on = tuple(stop_on or ()) if isinstance(stop_on or (), (list, tuple, set)) else (stop_on,)
+        wrong = [s for s in stop_on if s not in names]
+        if wrong: raise ValueError(f"stop_on={wrong[0]!r} is not a rule; there are {', '.join(names)}")
+        every, keep, check = whole('every', every, 1), whole('keep', keep, 1), whole('check', check, 1)
+        self.watch_due = _Due(every)
+        super().__init__(every=self.watch_due if every > 1 else 1, **{'verbose': False, **settings})
+        self.stop_on, self.keep, self.check, self.watch_rules = stop_on, keep, check, tuple(rules)
+        self.watch_log, self.watch_said, self.watch_next, self.watch_report = deque(maxlen=keep), set(), check, None
+
+    @property
+    def flight(self):
+        "DataFrame iter, loss, grad_norm, n_nonfinite of the last `keep` iterations."
+        rows = [[float(v) for v in row] for row in self.watch_log]
+        return pd.DataFrame(rows, columns=['iter', 'loss', 'grad_norm', 'n_nonfinite']).astype({'iter': int})
+
+    @property
+    def report(self):
+        "The last diagnosis; None before the first."
+        return self.watch_report
+
+    def before_step(self):
+        super().before_step()
+        if self._live.watcher is None: return
+        gs = [p.grad for p in self.learn.model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        if not gs: return
+        norms = torch._foreach_norm(gs)
+        norm  = torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
+        bad   = torch.stack([~torch.isfinite(n) for n in norms]).sum()
+        self.watch_log.append((self._live.i - 1, self.learn.loss.detach().float().mean(), norm, bad))
+
+    def after_batch(self):
+        live = self._live
+        if live.watcher is None or not self.watch_log or self.watch_log[-1][0] != live.i - 1: return
+        loss, norm = float(self.watch_log[-1][1]), float(self.watch_log[-1][2])
+        broken     = not (math.isfinite(loss) and math.isfinite(norm))
+        if broken or self._spike(norm): self.watch_due.until = max(self.watch_due.until, live.i + self.keep)
+        if broken and 'non_finite' not in self.watch_said or live.i >= self.watch_next: self._look()
+
+    def _spike(self, norm):
+        if len(self.watch_log) < WINDOW or len(self.watch_log) % 5: return False
+        past = sorted(float(r[2]) for r in list(self.watch_log)[-WINDOW:-1])
+        return norm > SPIKE * past[len(past) // 2]
+
+    def _look(self):
+        i = self._live.i
+        self.watch_next   = i + max(self.check, i // 10)                 # the cost stays a fixed share of a long run
+        self.watch_report = diagnose(self.record, self.watch_rules)
+        for f in self.watch_report.findings:
+            if f.severity == 'info' or f.rule in self.watch_said: continue
+            self.watch_said.add(f.rule)
+            self.watch_due.until = max(self.watch_due.until, i + self.keep)
+            stops = f.rule in self.stop_on
+            where = f' in {f.layer}' if f.layer else ''
+            warnings.warn(f"iteration {i - 1}: {f.rule} ({f.severity}){where}: {f.evidence}. Try: {f.advice}."
+                          + (" The fit is ended." if stops else ''))
+            if stops: raise CancelFitException

@@ -1,0 +1,430 @@
+"""Two nets (or more) side by side, from their records: a table, a figure, and a verdict computed from the numbers.
+
+    compare({'default': [rec0, rec1], 'kaiming': [rec2, rec3]})      # the n-th records of both saw the same batches
+
+The verdict asks the question of the Lesson 10 thread: is the better net's gradient smaller, and sooner? Every yes, no
+and number in it is counted; nothing of it is known in advance. Gradients here are those of the *weights* (parameters
+with two or more dimensions), never of biases or of outputs: they answer the question differently.
+"""
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Mapping, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from .._text import acc, answer, cell, num, pct
+from ..record.select import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments,
+                      phase_values,
+                      weights, window_spans)
+from ..record.record import RESERVED, Record
+from ..diagnosis.thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
+from ..diagnosis.thresholds import STARVED as STARVED_E
+
+FIRST, LAST = 10, 20              # iterations of the two phases that are compared
+SMOOTH, MANY = 9, 40              # a bold curve of more points than MANY is a rolling median of SMOOTH
+COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette
+
+
+class Cells(NamedTuple):
+    "The better net's value over the other's, for every pair of layer and seed, and in how many of them it is smaller."
+    ratio: pd.Series              # index (seed, layer)
+    smaller: int
+    larger: int
+    n: int
+
+    @property
+    def says(self):
+        if not self.n:                       return 'not measured'
+        if self.smaller == self.n:           return 'yes'
+        if self.larger  == self.n:           return 'no'
+        if self.smaller >= .8 * self.n:      return 'mostly yes'
+        if self.larger  >= .8 * self.n:      return 'mostly no'
+        return 'undecided'
+
+
+def compare(
+    runs,                         # {name: Record, or a list of Records of several seeds}; n-th with n-th: same batches
+    first=FIRST,                  # the first phase: so many iterations
+    last=LAST,                    # the last phase: so many iterations
+    upto=None,                    # compare only so many iterations (when a run was interrupted)
+    layer=None,                   # the layer whose gradient norm is shown; default: the second one with weights
+):
+    "Compare nets by their records. The result has `.table`, `.verdict` and `.plot()`."
+    return Comparison(runs, first, last, upto, layer)
+
+
+class Comparison:
+    """What `compare` returns: `.table` (DataFrame), `.verdict` (text), `.plot()` (figure); shown, a short table and the
+    verdict."""
+
+    def __init__(self, runs, first=FIRST, last=LAST, upto=None, layer=None):
+        if not isinstance(runs, Mapping) or not runs:
+            raise TypeError(f"compare takes a mapping {{name: Record or list of Records}}, for example compare({{'a': "
+                            f"rec_a, 'b': [rec_b0, rec_b1]}}); got {type(runs).__name__}{'' if runs else ', empty'}")
+        wrong = [n for n, r in runs.items() if not isinstance(r, (Record, list, tuple))]
+        if wrong: raise TypeError(f"{wrong[0]!r}: expected a Record or a list of Records, got "
+                                  f"{type(runs[wrong[0]]).__name__}; a Learner's is learn.layer_stats, a file's "
+                                  f"Record.load(path)")
+        self.runs = {str(name): [r] if isinstance(r, Record) else list(r) for name, r in runs.items()}
+        for name, recs in self.runs.items():
+            wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
+            if wrong:
+                raise TypeError(f"{name!r}: expected Records, got {wrong[0]}; read a file with Record.load(path)")
+            if not recs: raise ValueError(f"{name!r} has no records")
+            if any(len(r) == 0 for r in recs): raise ValueError(f"a record of {name!r} has no iterations")
+        for what, n in dict(first=first, last=last, upto=1 if upto is None else upto).items():
+            if isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1:
+                raise ValueError(f"{what} must be a whole number of at least 1 iteration, got {n!r}")
+        self.first, self.last, self.upto = first, last, upto
+        common       = self._common_layers()
+        self.layers  = common
+        self.layer   = layer or (common[1] if len(common) > 1 else common[0] if common else None)
+        self.deepest = (common[-2] if len(common) > 2 else self.layer)        # the last hidden layer with weights
+        if layer is not None and layer not in common:
+            raise ValueError(f"layer {layer!r} is not a weight recorded in every net; those are: "
+                             f"{', '.join(common) or 'none'}")
+        parts = []
+        for name, recs in self.runs.items():
+            for seed, rec in enumerate(recs):
+                parts.append(phase_values(rec, self._phases(rec)).assign(model=name, seed=seed))
+        self.values = pd.concat(parts, ignore_index=True)                     # tidy, one line per value and seed
+        self._index = self.values.set_index(['model', 'phase', 'probe', 'statistic', 'layer',
+                                             'seed']).value.sort_index()
+
+    def _common_layers(self):
+        recs = [r for rs in self.runs.values() for r in rs]
+        rest = [set(weights(r)) for r in recs[1:]]
+        return [l for l in weights(recs[0]) if all(l in s for s in rest)]
+
+    def _phases(self, rec):
+        "phase -> boolean array over the record's rows."
+        n     = count(rec)
+        here  = n < (np.inf if self.upto is None else self.upto)
+        total = int(n[here].max()) + 1
+        first = n < (self.first if total > self.first else max(total // 2, 1))
+        last  = here & (n >= total - self.last) & ~first
+        if not last.any(): last = n == total - 1
+        return dict(first=first, last=last, whole=here)
+
+    def span(self, phase):
+        "The iterations of a phase, as text: '0–9', or 'last 20' where runs are of different lengths."
+        out = set()
+        for rec in (r for rs in self.runs.values() for r in rs):
+            n = count(rec)[self._phases(rec)[phase]]
+            out.add((n[0], n[-1]))
+        if len(out) == 1: return '{}–{}'.format(*out.pop())
+        size = sorted({b - a + 1 for a, b in out})
+        return f"{phase} {' to '.join(str(n) for n in size[::max(len(size) - 1, 1)])}"
+
+    # --- numbers -----------------------------------------------------------------------------------------------------
+    @cached_property
+    def table(self):
+        """DataFrame: model, phase, probe, statistic, layer; median, min and max over the seeds, and how many seeds have
+        it. A seed's value in the phases 'first' and 'last' is the median over their iterations, in 'whole' the mean
+        over all. Statistics of windows take the first and the last window; validation numbers those of the first and
+        last epoch."""
+        keys = ['model', 'phase', 'probe', 'statistic', 'layer']
+        good = self.values.assign(value=self.values.value.where(np.isfinite(self.values.value)))
+        out  = good.groupby(keys, sort=False).value.agg(['median', 'min', 'max', 'count']).reset_index()
+        return out.rename(columns={'count': 'seeds'})
+
+    def value(self, model, phase, probe, statistic, layer=''):
+        "Array with one number a seed; empty where it was not measured."
+        try: return self._index.loc[(model, phase, probe, statistic, layer)].to_numpy()
+        except KeyError: return np.array([])
+
+    def middle(self, *key):
+        v = self.value(*key)
+        v = v[np.isfinite(v)]
+        return float(np.median(v)) if len(v) else np.nan
+
+    @cached_property
+    def nonfinite(self):
+        "{(name, seed): first iteration with a loss or weight gradient that is NaN or infinite}; an untold loss is not"
+        out = {}
+        for name, recs in self.runs.items():
+            for seed, rec in enumerate(recs):
+                bad = ~np.isfinite(rec.iters.loss.to_numpy()) & rec.iters.loss.notna().any()
+                if ('grad', 'frac_nonfinite') in rec:
+                    bad |= np.nan_to_num(rec['grad', 'frac_nonfinite']).max(1, initial=0) > 0
+                if bad.any(): out[name, seed] = int(count(rec)[bad.argmax()])
+        return out
+
+    @cached_property
+    def dead(self):
+        "{(name, seed): first iteration} of the runs that end with the gradient of every hidden weight exactly zero."
+        out = {}
+        for name, recs in self.runs.items():
+            for seed, rec in enumerate(recs):
+                some = weights(rec)
+                if not some or ('grad', 'norm') not in rec: continue
+                g    = rec['grad', 'norm'][:, columns(rec, 'grad', some[:-1] or some)]
+                seen = self._phases(rec)['whole'] & ~np.isnan(g).all(axis=1)
+                live = np.nonzero((g[seen] != 0).any(axis=1))[0]
+                n    = count(rec)[seen]
+                if len(n) and (not len(live) or live[-1] < len(n) - 1):
+                    out[name, seed] = int(n[live[-1] + 1 if len(live) else 0])
+        return out
+
+    @cached_property
+    def unranked(self):
+        "Names of the nets of which neither a loss nor an accuracy is known."
+        out = [n for n, recs in self.runs.items() if not any(r.iters.loss.notna().any() for r in recs)]
+        sick = {n for n, _ in self.nonfinite}
+        return [n for n in out if n not in sick and not np.isfinite(self.middle(n, 'last', 'epochs', 'accuracy'))]
+
+    @cached_property
+    def order(self):
+        """(worse, better) of the names: by final accuracy where it was measured of all, else by final loss (medians
+        over seeds)."""
+        good = {n: self.middle(n, 'last', 'epochs', 'accuracy') for n in self.runs}
+        told = np.isfinite(list(good.values())).all()
+        def rank(name):
+            loss = self.middle(name, 'last', 'iters', 'loss')
+            sick = sum(n == name for n, _ in self.nonfinite) / len(self.runs[name])
+            return (sick > .5, -good[name] if told else 0., loss if np.isfinite(loss) else np.inf)
+        names = sorted(self.runs, key=rank)
+        return names[-1], names[0]
+
+    def cells(self, phase, statistic, probe='grad'):
+        """`Cells` of the better net against the worse, over the layers with weights and the seeds that both have; in
+        the last phase without the seeds in which one has died."""
+        worse, better = self.order
+        ratio = {}
+        for layer in self.layers:
+            a, b = (self.value(n, phase, probe, statistic, layer) for n in (worse, better))
+            size = [self.value(n, phase, probe, 'abs_mean', layer) for n in (worse, better)]
+            for seed, (x, y) in enumerate(zip(a, b)):
+                if not (np.isfinite(x) and np.isfinite(y)) or (x == 0 and y == 0): continue
+                if phase == 'last' and ((worse, seed) in self.dead or (better, seed) in self.dead): continue
+                # below rounding error of the elements it is no signal: rows of a softmax's gradient sum to 0 by algebra
+                if statistic == '|mean|' and all(len(s) and v < 1e-5 * s[seed] for v, s in zip((x, y), size)): continue
+                ratio[seed, layer] = y / x if x else np.inf
+        ratio = pd.Series(ratio, dtype=float)
+        return Cells(ratio, int((ratio < 1).sum()), int((ratio > 1).sum()), len(ratio))
+
+    def crossover(self, statistic='norm', stay=20, smooth=9):
+        """A number a seed: the iteration from which on the better net's statistic (smoothed, median of the layers)
+        stays below the worse one's for `stay` iterations; infinite where it never does."""
+        worse, better = self.order
+        out = []
+        for a, b in zip(self.runs[worse], self.runs[better]):
+            if ('grad', statistic) not in a or ('grad', statistic) not in b: continue
+            layers = [l for l in weights(a) if l in weights(b)]
+            series = [pd.DataFrame(r['grad', statistic][:, columns(r, 'grad', layers)], index=count(r)) for r in (a, b)]
+            with np.errstate(all='ignore'): gap = np.log(series[1] / series[0]).median(axis=1).dropna()
+            if self.upto is not None: gap = gap[gap.index < self.upto]
+            below = gap.rolling(smooth, center=True, min_periods=1).median() < 0
+            n     = below.index.to_numpy()
+            ok    = [i for i in range(len(n)) if n[-1] - n[i] >= stay - 1
+                     and below.to_numpy()[(n >= n[i]) & (n < n[i] + stay)].all()]
+            out.append(float(n[ok[0]]) if ok else np.inf)
+        return np.array(out)
+
+    def state(self, name, phase):
+        """'starved', 'converged', 'learning', 'dead', 'non-finite' or 'not measured': medians over the seeds, see
+        STARVED_E."""
+        e, loss = self.middle(name, phase, 'grad', 'elasticity', MEDIAN), self.middle(name, phase, 'iters', 'loss')
+        gain, const = (self.middle(name, phase, 'iters', s) for s in ('gain', 'loss_constant'))
+        if not np.isfinite(loss): return 'non-finite' if any(n == name for n, _ in self.nonfinite) else 'not measured'
+        if phase == 'last' and sum(n == name for n, _ in self.dead) > len(self.runs[name]) / 2: return 'dead'
+        start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name]
+                             if np.isfinite(r.iters.loss[0])])
+        if not np.isfinite(e):    return 'not measured'
+        return _state(e, loss, start, gain, const)
+
+    def twins(self):
+        """Two moments, early in the worse net and late in the better, with the most equal gradient norm of `layer`: a
+        dict name -> (seed, iteration, norm, loss, elasticity, gain), or None if no two are within a quarter."""
+        worse, better = self.order
+        best = None
+        for seed, (a, b) in enumerate(zip(self.runs[worse], self.runs[better])):
+            x, y = (moments(r, self.layer, self._phases(r)[p]) for r, p in ((a, 'first'), (b, 'last')))
+            if x is None or y is None or x.empty or y.empty: continue
+            if (x.iter >= SETTLE).any(): x = x[x.iter >= SETTLE]
+            gap  = np.abs(np.log(x.norm.to_numpy()[:, None] / y.norm.to_numpy()[None]))
+            i, j = np.unravel_index(gap.argmin(), gap.shape)
+            if best is None or gap[i, j] < best[0]: best = gap[i, j], seed, x.iloc[i], y.iloc[j]
+        if best is None or best[0] > np.log(1.25): return None
+        _, seed, x, y = best
+        return {worse: (seed, *x), better: (seed, *y)}
+
+    @cached_property
+    def verdict(self):
+        "The answer in one paragraph, every clause of it decided by the numbers (see answering.py)."
+        return answer(self)
+
+    def summary(self):
+        "Rows (quantity, when, {name: text}) of the short table: median [min, max] over the seeds."
+        layer, deep = self.layer or '', self.deepest or ''
+        iters  = {p: self.span(p) for p in ('first', 'last')}
+        rows   = [(f"|g| of {layer}",                             'grad', 'norm', layer, num, iters),
+                  ("loss",                                        'iters', 'loss', '', num, iters),
+                  ("gain: loss saved by looking at the input", 'iters', 'gain', '', num, iters),
+                  ("elasticity, median of the weights", 'grad', 'elasticity', MEDIAN, num, iters),
+                  (f"exact zeros in the {deep} gradient", 'grad', 'frac_zero', deep, pct, iters),
+                  ("zero activations, median of the layers", 'activation', 'frac_zero', MEDIAN, pct, iters),
+                  ("dead units, of all, over a window",
+                   'activation', 'frac_dead', ALL_UNITS, pct, self._ends(window_spans)),
+                  ("validation accuracy after an epoch", 'epochs', 'accuracy', '', acc, self._ends(epoch_names))]
+        out = []
+        for title, probe, stat, at, fmt, when in rows:
+            have = {n: {p: self._seen(n, self.value(n, p, probe, stat, at)) for p in ('first', 'last')}
+                    for n in self.runs}
+            if not any(np.isfinite(v).any() for d in have.values() for v in d.values()): continue
+            for i, phase in enumerate(('first', 'last') if when['first'] != when['last'] else ('last',)):
+                out.append((title if i == 0 else '', when[phase], {n: cell(d[phase], fmt) for n, d in have.items()}))
+        return out
+
+    def _seen(self, name, v):
+        "A number a seed without the seeds in which it was not measured."
+        return v[[np.isfinite(x) or (name, seed) in self.nonfinite for seed, x in enumerate(v)]]
+
+    def _ends(self, name):
+        "Names of the first and the last window, or epoch; just 'first' and 'last' where the records differ."
+        ends = [name(r, self._phases(r)) for rs in self.runs.values() for r in rs]
+        return {p: ends[0][i] if len({e[i] for e in ends}) == 1 else p for i, p in enumerate(('first', 'last'))}
+
+    def __repr__(self):
+        rows  = self.summary()
+        names = list(self.runs)
+        wide  = [max(len(r[0]) for r in rows), max(len(r[1]) for r in rows)]
+        cols  = {n: max(len(n), *(len(r[2][n]) for r in rows)) for n in names}
+        seeds = max(len(r) for r in self.runs.values())
+        lines = [f"Comparison of {', '.join(names)}: median [min, max] over {seeds} seed{'s' * (seeds != 1)}",
+                 f"{'':<{wide[0]}}  {'iters':<{wide[1]}}  " + '  '.join(f'{n:<{w}}' for n, w in cols.items())]
+        lines += [f"{q:<{wide[0]}}  {it:<{wide[1]}}  " + '  '.join(f'{v[n]:<{w}}' for n, w in cols.items())
+                  for q, it, v in rows]
+        return '\n'.join(l.rstrip() for l in lines) + '\n\n' + self.verdict
+
+    # --- the figure --------------------------------------------------------------------------------------------------
+    def plot(self):
+        """Side by side: small multiples, a colour per net, the seeds as thin lines and their smoothed median bold. The
+        figure."""
+        import matplotlib.pyplot as plt
+        deep_act = self._deep_activation()
+        of       = f', {deep_act}' if deep_act else ''
+        one, end = (l or 'no layer in common' for l in (self.layer, self.deepest))
+        panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
+                  ("validation accuracy", accuracy_line, 'linear', None),
+                  (f"|g|, L2 norm, {one}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
+                  ("elasticity |g| |w| / loss, median of the weights",
+                   lambda r: line(r, 'grad', 'elasticity', None), 'log',
+                   (STARVED_E, 'starved below')),
+                  (f"update ratio |update| / |weight|, {one}",
+                   lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
+                  (f"median of |g|, {end}",
+                   lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
+                  (f"exact zeros in the activations{of}",
+                   lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
+                  (f"dead units by windows{of}", lambda r: dead_line(r, deep_act), 'share', None)]
+        fig, axs = plt.subplots(2, 4, figsize=(16, 7.4), layout='constrained', sharex=True)
+        colors   = dict(zip(self.runs, COLORS * len(self.runs)))
+        calm = [self._panel(ax, title, read, scale, mark, colors)
+                for ax, (title, read, scale, mark) in zip(axs.flat, panels)]
+        for ax in axs[1]: ax.set_xlabel('iteration')
+        rec = next(iter(self.runs.values()))[0]
+        for phase in ('first', 'last'):                   # the iterations of the table
+            n = count(rec)[self._phases(rec)[phase]]
+            for ax in axs.flat: ax.axvspan(n[0] - .4, n[-1] + .4, color='.92', lw=0, zorder=0)
+        handles = [plt.Line2D([], [], color=c, lw=2.4) for c in colors.values()]
+        seeds   = max(len(r) for r in self.runs.values())
+        fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()],
+                   ncols=len(colors),
+                   loc='outside upper left', frameon=False, fontsize=11)
+        words = ['thin: a seed; bold: their median' if seeds > 1 else 'bold' if any(calm) else '',
+                 f'smoothed over {SMOOTH} points where there are more than {MANY}' if any(calm) else '']
+        note  = ', '.join(w for w in words if w)
+        note  = '; '.join(w for w in (note, 'grey: the first and last iterations, compared in the table') if w)
+        fig.text(.995, .99, note, ha='right', va='top', fontsize=9, color='.35')
+        return fig
+
+    def _panel(self, ax, title, read, scale, mark, colors):
+        "One panel; whether any of its curves was smoothed."
+        from ..plots.axes import log_axis, log_number
+        lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()]
+                 for n, recs in self.runs.items()}
+        if self.upto is not None: lines = {n: [s[s.index < self.upto] for s in ss] for n, ss in lines.items()}
+        ax.set_title(title, fontsize=10, loc='left')
+        ax.spines[['top', 'right']].set_visible(False)
+        if not any(lines.values()):
+            ax.text(.5, .5, 'not measured', ha='center', va='center', transform=ax.transAxes, color='.5')
+            ax.set_yticks([])
+            return False
+        none = [n for n, ss in lines.items() if not ss]
+        if none: ax.text(.01, .01, f"not measured of {', '.join(none)}", transform=ax.transAxes, fontsize=8, color='.3')
+        floor, calm = None, False
+        if scale == 'zero':                               # a log scale with a place for exact zeros
+            pos   = np.concatenate([s[(s > 0) & np.isfinite(s)].to_numpy() for ss in lines.values() for s in ss])
+            floor = 10 ** (np.floor(np.log10(np.quantile(pos, .02))) - 1) if len(pos) else 1e-9
+        for name, ss in lines.items():
+            if not ss: continue
+            put = lambda s: s if floor is None else s.clip(lower=floor)
+            for s in ss: ax.plot(s.index, put(s), color=colors[name], lw=.7, alpha=.45)
+            both = pd.concat(ss, axis=1)
+            mid  = both[both.notna().sum(axis=1) * 2 > len(ss) - 1].median(axis=1)
+            step = np.median(np.diff(mid.index)) if len(mid) > 1 else 1
+            if len(mid) > MANY and step <= 2:
+                mid, calm = mid.rolling(SMOOTH, center=True, min_periods=1).median(), True
+            ax.plot(mid.index, put(mid), color=colors[name], lw=2.2, marker='o' if len(mid) == 1 else '')
+        if scale in ('log', 'zero'): log_axis(ax.yaxis)
+        if floor is not None:
+            ax.set_ylim(floor / 1.6)
+            ax.yaxis.set_major_formatter(
+                lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else log_number(v))
+            ax.axhline(floor, color='.8', lw=.8, zorder=0)
+        if scale == 'share':
+            ax.set_ylim(-.02, 1.02)
+            ax.yaxis.set_major_formatter(lambda v, i: f'{100 * v:.0f} %')
+        if mark is not None:
+            ax.axhline(mark[0], color='.3', lw=.9, ls=':')
+            ax.text(.99, mark[0], f' {mark[1]} {mark[0]:g}', transform=ax.get_yaxis_transform(), ha='right',
+                    va='bottom', fontsize=8,
+                    color='.3')
+        return calm
+
+    def _deep_activation(self):
+        "The activation layer nearest to the output that every net has, else None."
+        names = [list(r.layers['activation'].layer) if 'activation' in r.layers else []
+                 for rs in self.runs.values() for r in rs]
+        both  = [l for l in names[0] if all(l in o for o in names)]
+        return both[-1] if both else None
+
+    # --- everything, for other programs ------------------------------------------------------------------------------
+    def frame(self, most=300_000):
+        """Tidy DataFrame of all that was recorded but the histograms: model, seed, iter, loss, gain, probe, layer, a
+        column per statistic. Beyond `most` lines only every 2nd, 3rd ... iteration is kept; the lines of windows always
+        are."""
+        if most < 1: raise ValueError(f"most is a number of lines, 1 or more; got {most}")
+        parts = []
+        for name, recs in self.runs.items():
+            for seed, rec in enumerate(recs):
+                keys  = [k for k in rec.keys() if rec[k].ndim == 2 and k[1] not in RESERVED]
+                if not keys: continue
+                f     = rec.frame(*keys)
+                stats = list(dict.fromkeys(s for _, s in keys))
+                whole = [s for p, s in keys if (p, s) in rec.windows]
+                parts.append(f[['iter', 'epoch', 'loss', 'gain', 'probe', 'layer', *stats]].assign(
+                    model=name, seed=seed, _window=f[whole].notna().any(axis=1)))
+        if not parts: raise ValueError(f"no statistic of layers was recorded of {' and '.join(self.runs)}")
+        out   = pd.concat(parts, ignore_index=True)
+        every = -(-len(out) // most)
+        if every > 1: out = out[(out.iter % every == 0) | out._window]
+        head  = ['model', 'seed', 'iter', 'epoch', 'loss', 'gain', 'probe', 'layer']
+        return out[head + [c for c in out if c not in head and c != '_window']].reset_index(drop=True)
+
+    def to_csv(self, path):
+        "Write `frame()` as CSV; a statistic that does not belong to the line's probe is empty. Returns the path."
+        import pyarrow as pa
+        import pyarrow.csv
+        try: pa.csv.write_csv(pa.Table.from_pandas(self.frame(), preserve_index=False), str(path))
+        except OSError as e: raise OSError(f"cannot write {path}: {e.strerror or e}") from e
+        return path
+
+
+def _state(e, loss, start, gain=np.nan, const=np.nan):
+    if loss < CONVERGED * start and e >= CONVERGED_E:                                   return 'converged'
+    if e < STARVED_E and not (np.isfinite(gain) and gain >= STARVED_GAIN * abs(const)): return 'starved'
+    return 'learning'

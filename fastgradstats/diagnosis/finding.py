@@ -1,0 +1,97 @@
+"""What a rule is and what it yields, and what several rules ask of a run."""
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .._text import num
+from .evidence import FEWEST, trailing
+
+SEVERITIES = ('info', 'warning', 'critical')
+
+# what rules need, by the names that a record has for it
+LOSS, CONSTANT = ('iters', 'loss'), ('iters', 'loss_constant')
+ELASTICITY     = ('grad', 'elasticity')
+RATIO          = ('update', 'ratio')
+
+
+class Finding(NamedTuple):
+    "What is wrong, where, since when, on what evidence, what to try."
+    rule:     str
+    layer:    str                 # the guilty layer, or the first concerned; '' for the whole network
+    iters:    tuple               # first and last iteration at which it was seen
+    value:    float               # what was measured ...
+    limit:    float               # ... against this
+    severity: str                 # 'info': it ended by itself, or it learns in spite of it; 'warning'; 'critical'
+    evidence: str                 # in numbers
+    advice:   str                 # what to try
+    fix:      dict = {}           # the same for a machine: {'lr': .1} multiplies, {'init': 'kaiming'}, {'clip': 1.}
+    layers:   tuple = ()          # all layers concerned, in forward order
+
+class Unreadable(Exception):
+    "A rule cannot judge a record though it has what it needs; the message says why. It is listed as skipped."
+
+def rule(*, needs, source, where=None):
+    """Make a function of a record a rule: `needs` are (probe, statistic) pairs, or lists of pairs of which one will do;
+    `where`: f(rec) -> whether the record is of the kind that the rule is about; it is neither checked nor skipped where
+    not."""
+    def mark(f):
+        f.needs, f.source, f.where = tuple(needs), source, where
+        return f
+    return mark
+
+
+def need(r, rows):
+    "Give up on a record that is too short to judge."
+    if len(r) >= rows: return
+    raise Unreadable(f"{len(r)} measured iteration{' is' if len(r) == 1 else 's are'} too few: {rows} are needed")
+
+def severity(bad, lasts):
+    "Of a finding that did harm or not, and that lasts to the end or not."
+    return 'info' if not bad else 'critical' if lasts else 'warning'
+
+def stuck(r):
+    "Whether nothing has been learned at the end: blind, or no loss left to learn from."
+    b = r.blind
+    return bool(b[-FEWEST:].all()) or not np.isfinite(r.loss[-1]) if len(b) else False
+
+def thrives(r, share=.25):
+    "Whether much has been learned at the end, as a share of the best constant answer's loss."
+    return bool(len(r) and r.learned[-1] > share * abs(r.best_constant))
+
+def past(r, row, share=.5):
+    "Whether what was last seen at `row` ended well before the end, and much has been learned in spite of it."
+    return row < .8 * len(r) and thrives(r, share)
+
+def named(layers, most=3):
+    return ', '.join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else '')
+
+def medians(v):
+    "Median of the finite values of every column.  # (row, layer) -> (layer,)"
+    return np.array([np.median(c[np.isfinite(c)]) if np.isfinite(c).any() else np.nan for c in v.T])
+
+def root_numel(r):
+    "Square root of the size of every weight.  # (layer,)"
+    return np.sqrt(r.rec.layers['grad'].numel.to_numpy(float)[r.cols])
+
+def spike(r, row, back=10, limit=.3):
+    "The largest relative step of a layer in the rows up to `row`: (iteration, layer, ratio), if it is above `limit`."
+    if RATIO not in r.rec or not r.layers: return None
+    start = max(row - back, 0)
+    v     = np.nan_to_num(r.get('update', 'ratio', r.layers)[start:row + 1], posinf=np.finfo(float).max)
+    if not v.size or v.max() < limit: return None
+    i, k  = np.unravel_index(v.argmax(), v.shape)
+    return int(r.iter[start + i]), r.layers[k], float(v[i, k])
+
+def factors(r, row=-1):
+    """The three factors of what a step does, and which of them fails, as a clause: the share of the loss that a step
+    removes = elasticity x update ratio x direction (the cosine between the update and the way down)."""
+    e, u, way = trailing(r.median_elasticity)[row], trailing(r.median_ratio)[row], r.direction[row]
+    fails     = r.failing(row)
+    if not r.positive or not fails: return ''
+    way = num(way) if np.isfinite(way) else 'hidden by the noise of the loss'
+    return (f"; of the three factors of a step - elasticity {num(e)}, update ratio {num(u)}, direction {way} - "
+            f"{'the ' * (fails != 'elasticity')}{fails} fails")
+
+def told(s): return f"the step at iteration {s[0]} changed {s[1]} by {num(s[2])} times its own norm"

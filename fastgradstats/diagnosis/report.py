@@ -1,0 +1,243 @@
+"""`diagnose`: the rules' findings in order of cause, a verdict for every layer, and one sentence for the network."""
+from __future__ import annotations
+
+import warnings
+from html import escape
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .._text import join, num
+from .evidence import FEWEST, LOUD, run, trailing
+from ..record.record import DERIVED, Record, to_record
+from .rules import ALL, Unreadable
+from .layer_states import VERDICTS, layer_verdicts, network_state      # noqa: F401
+from .thresholds import DEAD_JUMP, SETTLE, WHOLE
+
+CAUSES = dict(
+    non_finite     = "values are not finite",
+    exploding      = "the gradient explodes",
+    starved        = "the network is starved of gradient",
+    vanishing      = "the gradient vanishes on its way back",
+    dead_units     = "units are dead",
+    saturated      = "activations are saturated",
+    step_too_large = "a step was too large",
+    step_too_small = "the steps are too small",
+    bad_init       = "the initialisation is off scale",
+    not_learning   = "nothing is learned",
+    unstable       = "the loss is unstable",
+    fp16_underflow = "gradients underflow in half precision",
+    input_scale    = "the input is off scale",
+    double_softmax = "softmax is taken twice",
+    vanishing_through_time = "the gradient vanishes on its way back through time",
+    not_stepped    = "some weights are never stepped",
+    not_zeroed     = "gradients are kept from step to step")
+
+
+class Skipped(NamedTuple):
+    "A rule that could not judge, why, and what to record."
+    rule: str
+    why:  str
+    how:  str
+
+class Report:
+    "What `diagnose` found: `verdict`, `findings`, `checked`, `skipped`, `layers`."
+    def __init__(self, verdict, findings, checked, skipped, layers, trials=None):
+        self.verdict, self.findings, self.layers = verdict, findings, layers
+        self.checked, self.skipped = checked, skipped
+        self.trials = trials                      # before and after each fix, from verify=True
+
+    @property
+    def critical(self): return any(f.severity == 'critical' for f in self.findings)
+    @property
+    def ok(self):
+        "Whether nothing of severity warning or worse was found."
+        return all(f.severity == 'info' for f in self.findings)
+
+    def _tried(self, f): return (self.trials or {}).get(f.rule, '')
+
+    def __repr__(self):
+        out = [self.verdict]
+        for k, f in enumerate(self.findings, 1):
+            a, b = f.iters
+            span = f"iterations {a} to {b}" if a != b else f"iteration {a}"
+            out.append(f"\n{k}. {f.rule} ({f.severity}){f' in {f.layer}' if f.layer else ''}, {span}\n"
+                       f"   {_sentence(f.evidence)}")
+            if f.severity != 'info' and f.advice: out.append(f"   Try: {f.advice}.")
+            if self._tried(f): out.append(f"   Tried: {self._tried(f)}")
+        if len(self.layers):
+            by   = self.layers.groupby('verdict', sort=False).layer.apply(list)
+            some = lambda ls: ', '.join(ls[:6]) + (f' and {len(ls) - 6} more' if len(ls) > 6 else '')
+            out.append('\nLayers: ' + '; '.join(f"{v}: {some(ls)}" for v, ls in by.items()))
+        out.append(f"\nChecked: {', '.join(self.checked) or 'nothing'}.")
+        for s in self.skipped: out.append(f"Skipped: {s.rule}, {s.why}." + (f" {s.how}" if s.how else ''))
+        return '\n'.join(out)
+
+    def _repr_html_(self):
+        table = self.layers.to_html(index=False, na_rep='–', float_format=num) if len(self.layers) else ''
+        rows  = ''.join(map(self._row, self.findings))
+        found = (f"<table><tr><th>finding</th><th>where, iterations</th><th>evidence</th></tr>{rows}</table>"
+                 if rows else '')
+        skip  = ''.join(f"<li>{escape(s.rule)}: {escape(s.why)}. {escape(s.how)}</li>" for s in self.skipped)
+        return (f"<p><b>{escape(self.verdict)}</b></p>{found}<details><summary>layers</summary>{table}</details>"
+                f"<p>Checked: {', '.join(self.checked) or 'nothing'}.</p>"
+                + (f"<p>Skipped:</p><ul>{skip}</ul>" if skip else ''))
+
+    def _row(self, f):
+        color = dict(info='#555', warning='#a60', critical='#b00')[f.severity]
+        says  = [escape(_sentence(f.evidence))]
+        if f.severity != 'info' and f.advice: says.append(f"<i>Try:</i> {escape(f.advice)}.")
+        if self._tried(f):                    says.append(f"<i>Tried:</i> {escape(self._tried(f))}")
+        return (f"<tr><td style='color:{color};vertical-align:top'><b>{escape(f.rule)}</b><br>{f.severity}</td>"
+                f"<td style='vertical-align:top'>{escape(f.layer)}<br>{f.iters[0]}–{f.iters[1]}</td>"
+                f"<td style='text-align:left'>{'<br>'.join(says)}</td></tr>")
+
+    def json(self):
+        "Everything as plain lists and dicts; numbers that are not finite are None."
+        return _plain(dict(verdict=self.verdict, critical=self.critical, findings=[f._asdict() for f in self.findings],
+                           checked=list(self.checked), skipped=[s._asdict() for s in self.skipped],
+                           layers=self.layers.to_dict('records')))
+
+def _sentence(s): return s[:1].upper() + s[1:] + '.'
+
+def _plain(o):
+    if isinstance(o, dict):                  return {k: _plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)):         return [_plain(v) for v in o]
+    if isinstance(o, np.integer):            return o.item()
+    if isinstance(o, (float, np.floating)):  return float(o) if np.isfinite(o) else None
+    return o
+
+
+def diagnose(
+    rec,                          # a Record, or a Learner (its layer_stats)
+    rules=ALL,                    # functions of a Record that yield Findings
+    *,
+    verify=False,                 # try a Learner's first fix on a copy for 50 iterations, show before and after
+):                                # a Report
+    "What is wrong, where, since when, on what evidence, what to do. What was not measured is skipped, never healthy."
+    if hasattr(rec, 'layer_stats'):
+        if verify: return rec.diagnose(rules=rules, verify=True)                   # training: the callbacks' side
+        rec = rec.layer_stats
+    if rec is None: raise ValueError("this Learner has recorded nothing: fit it with cbs=LayerStatsCallback()")
+    if not isinstance(rec, Record):
+        load = f"; read the file first: diagnose(Record.load({str(rec)!r}))" if isinstance(rec, (str, Path)) else ''
+        raise TypeError(f"diagnose takes a Record or a Learner that has one, got {type(rec).__name__}{load}")
+    if verify: raise ValueError("verify=True trains a copy: give diagnose the Learner, not its record")
+    with warnings.catch_warnings(), np.errstate(all='ignore'):     # what is not measured or not finite is expected here
+        warnings.simplefilter('ignore', RuntimeWarning)
+        return _judge(rec, rules)
+
+def _judge(rec, rules):
+    r = run(rec)
+    findings, checked, skipped = [], [], []
+    def skip(f, why, how=''): skipped.append(Skipped(f.__name__, why, how))
+    for f in rules:
+        if getattr(f, 'where', None) and not f.where(rec): continue
+        lacks = missing(rec, f)
+        if lacks: skip(f, f"{join([_said(k) for k in lacks])} not recorded", _how(rec, lacks)); continue
+        if not len(r): skip(f, "no iteration was measured"); continue
+        try: found = list(f(rec))
+        except Unreadable as e: skip(f, str(e)); continue
+        findings += found
+        checked.append(f.__name__)
+    order    = {f.__name__: i for i, f in enumerate(rules)}
+    findings = sorted(findings, key=lambda f: _rank(r, f, order, findings))
+    cause    = findings[0].rule if findings and findings[0].severity != 'info' else 'not_learning'
+    findings = [f if f.rule != 'not_learning' or cause == 'not_learning' else
+                f._replace(advice=f"what is advised for {cause}, its cause") for f in findings]
+    table    = layer_verdicts(rec, findings)
+    return Report(_verdict(r, findings, checked, skipped), findings, checked, skipped, table)
+
+
+# --- what a rule needs -----------------------------------------------------------------------------------------------
+def missing(rec, rule):
+    "The (probe, statistic) pairs that a rule needs and the record has not, or never measured."
+    out = []
+    for need in getattr(rule, 'needs', ()):
+        options = need if isinstance(need, list) else [need]
+        if not any(_has(rec, k) for k in options): out.append(options[0])
+    return out
+
+def _has(rec, key):
+    probe, stat = key
+    if probe == 'iters':
+        v = rec.iters[stat].to_numpy(float)
+        return bool(np.isfinite(v).any() or stat == 'loss' and np.isinf(v).any())
+    return key in rec and rec[key].size > 0
+
+def _said(key): return f"the {key[1].replace('_', ' ')}" if key[0] == 'iters' else f"{key[1]!r} of {key[0]!r}"
+
+def _how(rec, keys):
+    "How to record them."
+    made_of = {('grad', 'elasticity'): [('grad', 'norm'), ('weight', 'norm')],
+               ('update', 'ratio'):    [('update', 'norm'), ('weight', 'norm')]}
+    want, out = {}, []
+    for key in keys:
+        if key[0] == 'iters': continue
+        for probe, stat in made_of[key] if key in DERIVED and key in made_of else [key]:
+            want.setdefault(probe, []).append(stat)
+    if want: out.append(f"Record with {to_record(rec, want)}.")
+    if any(p == 'iters' for p, _ in keys): out.append("In a plain loop give the loss to watch: w.loss(loss).")
+    return ' '.join(out)
+
+
+# --- first cause -----------------------------------------------------------------------------------------------------
+def _rank(r, f, order, findings):
+    "Harm first; then what came clearly first; then in the order of cause."
+    place = order.get(f.rule, len(order))
+    if f.rule == 'dead_units' and {'vanishing', 'starved'} & {g.rule for g in findings} and not _dies_at_once(r, f):
+        place = order.get('starved', place) + .5          # half of the units silent is an effect of signals that fade
+    if f.rule == 'dead_units' and r.silent_at_first(f.layer):
+        place = min(place, order.get('step_too_large', place) - .5)                    # no step has done it
+    if f.rule == 'dead_units' and any(g.rule == 'saturated' and f.layer in g.layers for g in findings):
+        place = order.get('saturated', place) + .5        # stuck at a bound, to the last bit
+    if f.rule == 'bad_init' and f.limit == LOUD:
+        place = min(place, order.get('not_zeroed', place) - .5)                        # known before the first step
+    if f.rule == 'bad_init' and 0 < f.value < 1 and {'step_too_large', 'exploding'} & {g.rule for g in findings}:
+        place = order.get('non_finite', place) + .5       # what fades makes no step too large
+    return f.severity == 'info', place, f.iters[0]
+
+def _dies_at_once(r, f):
+    "Whether the units are dead of themselves: nearly all, or far more than in the activation before."
+    dead = np.nan_to_num(r.rec['activation', 'frac_dead'][-1])
+    k    = list(r.rec.layers['activation'].layer).index(f.layer)
+    return f.value >= WHOLE or dead[k] - (dead[k - 1] if k else 0) >= DEAD_JUMP
+
+def _chain(findings):
+    "The findings that did harm as one story, first cause first, each rule once."
+    out, seen = [], set()
+    for f in findings:
+        if f.severity == 'info' or f.rule in seen: continue
+        seen.add(f.rule)
+        when = 'from the start' if f.iters[0] <= SETTLE else f"from iteration {f.iters[0]}"
+        out.append(f"{_cause(f)} {when}")
+    return out
+
+def _cause(f): return CAUSES.get(f.rule, f.rule.replace('_', ' ')) + (f' ({f.layer})' if f.layer else '')
+
+def _verdict(r, findings, checked, skipped):
+    bad = [f for f in findings if f.severity != 'info']
+    if bad:
+        first, *then = _chain(findings)
+        text = first[0].upper() + first[1:]
+        if then: text += f"; with it: {join(then)}"
+        return f"{text}. First try: {bad[0].advice}." if bad[0].advice else text + '.'
+    if not checked: return "Nothing could be checked."
+    if len(r) < SETTLE + FEWEST: return f"Too few measured iterations to judge ({len(r)}); nothing is wrong so far."
+    state = network_state(r)[-1] if r.has_loss else 'cannot tell'
+    gain  = r.learned[-1]
+    nums  = f"loss {num(r.first_loss)} -> {num(trailing(r.loss)[-1])}"
+    if np.isfinite(gain): nums += f", gain {num(gain)}"
+    text  = {'converged':   f"Converged: the gradients are small because little is left to learn ({nums})",
+             'learning':    f"It learns ({nums})",
+             'starved':     f"No fault has lasted yet, but in the last iterations hardly any gradient arrives ({nums})",
+             'waking':      f"It has begun to move ({nums}, elasticity rising)",
+             'cannot tell': f"No fault was found, but whether it learns cannot be told ({nums})"}[state]
+    if findings: text += "; " + join([_past(f) for f in findings[:2]])
+    if skipped:  text += f"; {len(skipped)} rule{'s' if len(skipped) > 1 else ''} could not be checked"
+    return text + '.'
+
+def _past(f):
+    if f.rule == 'starved': return f"it was starved until iteration {f.iters[1]}"
+    return f"{_cause(f)}, in spite of which it learns"

@@ -1,0 +1,187 @@
+"Rules about the start: initialisation, input, output."
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from ..fixes import advise, signal, weights
+from ..._text import num
+from ..evidence import FEWEST, LOUD, run
+from ..finding import LOSS, Finding, medians, named, need, root_numel, rule, stuck, thrives
+from ..thresholds import DEAD_JUMP, SETTLE
+
+@rule(needs=[[('activation', 'std'), ('weight', 'norm')]],
+      source='Glorot & Bengio 2010, He 2015: scale kept from layer to layer; a default-initialised ReLU net loses a '
+             'factor 2.4 a layer. Limits: zoo')
+def bad_init(rec, limit=10., each=1.6):
+    "Values shrink or grow from layer to layer in the first iterations, forward or backward; or weights are all zero."
+    r = run(rec)
+    if not len(r): return
+    worked = not stuck(r) and len(r) >= SETTLE + FEWEST         # before that it is a forecast
+    harm   = 'critical' if stuck(r) else 'info' if worked and not _costly(r) else 'warning'
+    span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
+    zero   = _zero_weights(r)
+    if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
+        stays = not r.get('weight', 'norm', zero)[-1].all()
+        if harm == 'info' and (stays or not thrives(r)): harm = 'warning'
+        fix   = signal(r) if r.off_scale else weights(r)
+        yield Finding('bad_init', zero[0], span, 0., 0., harm,
+                      f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
+                      advise(fix), fix, zero)
+        return
+    names, y = _scales(r)
+    if len(y) < 3: return
+    d     = np.diff(y)
+    k     = _outlier(d, limit)
+    acts  = rec.layers['activation'] if 'activation' in rec.layers else pd.DataFrame(dict(layer=[], type=[]))
+    mid   = np.isin(names, acts.layer)
+    total = float(np.exp(y[mid][-1] - y[mid][0])) if mid.sum() > 2 else 1.
+    per   = float(np.exp(np.polyfit(np.arange(mid.sum()), y[mid], 1)[0])) if mid.sum() > 2 else 1.
+    bound = acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each                        # scale cannot grow
+    far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
+    grown = _outgrown(r) > 3 * limit
+    fix   = signal(r)
+    loud  = [(l, q) for l, q in r.off_scale.values() if q > LOUD]
+    if not (far or grown or loud or k is not None and not worked): return
+    still = '' if not worked else "; training went on in spite of it" + (
+            ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
+    if loud:
+        l, q = max(loud, key=lambda lq: lq[1])
+        yield Finding('bad_init', l, span, q, LOUD, harm,
+                      f"before the first step the rms of {l} is {num(q)} / sqrt(fan in), where an "
+                      f"initialisation that keeps scale has about 1{_backward(r)}{still}", advise(fix), fix,
+                      tuple(l for l, _ in loud))
+    elif k is not None:
+        f = float(np.exp(d[k]))
+        yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
+                      f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
+                      f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
+                      f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(fix), fix, (names[k + 1],))
+    elif far:
+        word = 'shrinks' if per < 1 else 'grows'
+        sites = tuple(np.array(names)[mid])
+        yield Finding('bad_init', sites[-1], span, per, each if per > 1 else 1 / each, harm,
+                      f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
+                      f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
+                      f"first iterations{_backward(r)}{still}", advise(fix), fix, sites)
+    else:
+        k    = int(d.argmax())
+        most = (names[k + 1],) if d[k] > .5 * (y[-1] - y[0]) else ()               # more than half of it in one layer
+        yield Finding('bad_init', ''.join(most), span, _outgrown(r), 3 * limit, harm,
+                      f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "
+                      f"of the inputs, where an initialisation that keeps scale has about 1"
+                      f"{f', most of it by {most[0]}' if most else ''}{still}", advise(fix), fix, most)
+
+def _scales(r):
+    """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
+    last weight), as far as recorded; up to the first activation whose units are dead, which cuts what follows off."""
+    rec, out = r.rec, []
+    first = r.get('activation', 'std')[0, :1] if ('activation', 'std') in rec else np.array([])
+    if ('input', 'std') in rec: out.append(('input', float(np.clip([*first, 1.][0], *_input_std(r)))))
+    whole = True
+    if ('activation', 'std') in rec:
+        dead = ('activation', 'frac_dead')
+        some = dead in rec and len(rec[dead])
+        dead = np.nan_to_num(rec[dead][0]) if some else np.zeros(len(rec.layers['activation']))
+        for l, s, q in zip(rec.layers['activation'].layer, r.get('activation', 'std')[0], dead):
+            whole = s > 0 and q < DEAD_JUMP or not np.isfinite(s)
+            if not whole: break
+            if np.isfinite(s): out.append((l, s))
+    if whole and r.layers and ('output', 'std') in rec:
+        out.append((r.layers[-1], np.nanmax(r.get('output', 'std')[0], initial=0)))
+    out = [(l, np.log(s)) for l, s in out if s > 0 and np.isfinite(s)]
+    return [l for l, _ in out], np.array([s for _, s in out])
+
+def _outlier(d, limit):
+    """Which step of ln std is off the median one by `limit`, and twice as far as any other but one that takes it back
+    later on (a norm); None if none is."""
+    if len(d) < 3: return None
+    off = d - np.median(d)
+    far = np.flatnonzero(np.abs(off) > np.abs(off).max() / 2)
+    k   = far[0]
+    own = np.abs(off[k]) > np.log(limit) and (off[far[1:]] * off[k] < 0).all()
+    return int(k) if own else None
+
+def _zero_weights(r):
+    if ('weight', 'norm') not in r.rec or not r.layers: return ()
+    return tuple(np.array(r.layers)[r.get('weight', 'norm', r.layers)[0] == 0])
+
+def _costly(r, clear=1.05):
+    """Whether learning was undoing the start: most of the run had clearly a larger loss than the best constant answer,
+    or a quarter of it, and three times as large at first."""
+    if not np.isfinite(r.best_constant) or not r.positive: return False
+    with np.errstate(invalid='ignore'): above = np.mean(r.loss > clear * r.best_constant)
+    return bool(above > .5 or above > .25 and r.first_loss > 3 * r.best_constant)
+
+def _outgrown(r):
+    "Standard deviation of the first outputs over that of the inputs (1 where those are no numbers); 0: not recorded."
+    if ('output', 'std') not in r.rec: return 0.
+    out = np.nanmax(r.get('output', 'std')[0], initial=0)
+    inp = _input_std(r)[1]
+    return float(out / inp) if inp > 0 else float(out)
+
+def _input_std(r):
+    """Of the inputs before the first step, (least, most). Indices have no scale: where embeddings take some, what goes
+    in lies between the embeddings' own and that of the other inputs, which counts as 1 at most."""
+    if ('input', 'std') not in r.rec: return 0., 0.
+    std = r.get('input', 'std')[0]
+    emb = r.rec.layers['weight'][lambda d: d.type.str.startswith('Embedding')] if ('weight', 'norm') in r.rec else ()
+    if not len(emb): return (float(np.nanmax(std, initial=0)),) * 2
+    rms = r.get('weight', 'norm', list(emb.layer))[0] / np.sqrt(emb.numel.to_numpy(float))
+    both = [np.nanmax(rms), *np.minimum(std, 1)]
+    return float(np.nanmin(both)), float(np.nanmax(both))
+
+def _no_gradient(r, layers):
+    "Whether most of these layers had no gradient at first."
+    if ('grad', 'norm') not in r.rec: return True
+    return np.mean(np.nan_to_num(r.get('grad', 'norm', layers)[0]) > 0) <= .5
+
+def _backward(r):
+    if ('grad', 'norm') not in r.rec or len(r.layers) < 3: return ''
+    g = r.get('grad', 'norm', r.layers)[0] / root_numel(r)
+    g = g[np.isfinite(g) & (g > 0)]
+    return (f"; gradients (rms of an element) from {num(g[0])} in the first to {num(g[-1])} in the last"
+            if len(g) > 2 else '')
+
+
+@rule(needs=[('input', 'std'), ('input', 'mean')],
+      source='UMLAUT warns outside -1 to 1, which standardised inputs exceed. Limits: zoo')
+def input_scale(rec, large=10., small=.01):
+    "The input is far from mean 0 and standard deviation 1."
+    r = run(rec)
+    m, s = medians(r.get('input', 'mean')), medians(r.get('input', 'std'))
+    hit  = ((s > large) | (np.abs(m) > large) | (s < small)) & np.isfinite(s)
+    if not hit.any(): return
+    k     = int(hit.argmax())
+    first = rec.layers['grad'].type.iloc[0] if 'grad' in rec.layers and len(rec.layers['grad']) else ''
+    if 'BatchNorm' in str(first): return                                           # it is normalised at once
+    name  = rec.layers['input'].layer[k]
+    yield Finding('input_scale', name, (int(r.iter[0]), int(r.iter[-1])), float(s[k]),
+                  large if s[k] > small else small,
+                  'critical' if stuck(r) else 'info' if thrives(r, .5) else 'warning',
+                  f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and learning "
+                  f"rates are made for 0 and 1",
+                  advise({'input': 'normalize'}), {'input': 'normalize'}, (name,))
+
+
+@rule(needs=[LOSS, ('output', 'mean'), ('output', 'min'), ('output', 'max')],
+      source='UMLAUT has the mistake from the code; here from the numbers: outputs of sum 1 and a first loss of '
+             'ln(classes)')
+def double_softmax(rec):
+    "The model ends in a softmax, and the loss takes another."
+    r = run(rec)
+    need(r, 3)
+    if not r.layers: return
+    m, lo, hi = (r.get('output', s)[:, 0] for s in ('mean', 'min', 'max'))
+    n   = 1 / np.nanmedian(m) if np.nanmedian(m) > 0 else np.nan
+    if not (np.isfinite(n) and n < 1e6): return
+    n   = round(n)
+    one = np.nanmax(np.abs(m * n - 1)) < 1e-3
+    if not (one and n >= 2 and np.nanmin(lo) >= 0 and np.nanmax(hi) <= 1 + 1e-6): return
+    if not abs(r.first_loss / np.log(n) - 1) < .2 or np.nanmin(r.loss) < np.log(n) - 1: return
+    floor = np.log(1 + (n - 1) / np.e)
+    yield Finding('double_softmax', '', (int(r.iter[0]), int(r.iter[-1])), float(np.nanmin(r.loss)), floor,
+                  'critical' if stuck(r) else 'warning',
+                  f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: through a "
+                  f"second softmax the loss cannot fall below {num(floor)}",
+                  advise({'remove': 'softmax'}), {'remove': 'softmax'})

@@ -1,0 +1,398 @@
+"""Gathering: the rows of a run, from captured numbers to the columns of a Record.
+
+What was captured stays where it is until `flush` brings 50 rows to the host in one copy; there the statistics are
+merged and finished, histograms and the life table of the units are kept by windows.
+"""
+from __future__ import annotations
+
+import math
+import platform
+import warnings
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .. import __version__
+from .probes import ENDS, OUTPUTS, PARAMETERS
+from ..record.record import ITER_COLS, MAX_WINDOWS, UNSEEN, Bins, Record, coarsen
+from .statistics import unit_states
+from .reductions import BIN_EDGES, BIN_LABELS, N_BINS
+
+FLUSH      = 50                   # rows between two copies from the device to the host
+MIN_WINDOW = 20                 # rows a window of the life table has at least: single batches overstate death 3-5 times
+
+
+class Part:
+    "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
+    __slots__ = ('sig', 'flat', 'hists', 'units', 'loss', 'constant', 'bs', 'last', 'n')
+    def __init__(self, bs=0, last=0):
+        self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
+        self.loss = self.constant = math.nan
+        self.bs, self.last, self.n = bs, last, 0                          # n: of numbers, once they are the row's
+
+
+class Row:
+    def __init__(self, measured, about):
+        self.measured, self.about   = measured, about
+        self.parts, self.own        = [], Part()
+        self.read = self.stepped = self.done = False
+        self.grad_norm = self.clip  = math.nan
+        self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
+        self.mom = math.nan
+    def forget(self):
+        "Drop what was read at the parameters."
+        self.own, self.read, self.grad_norm, self.clip = Part(), False, math.nan, math.nan
+
+
+class _Windows:
+    "Histograms by windows: one a row up to MAX_WINDOWS, then neighbours are merged and the window doubles."
+    def __init__(self): self.sums, self.first, self.last, self.width, self.open = [], [], [], 1, 0
+    def add(self, i, counts):                                             # counts: (layer, bin), NaN where not measured
+        if self.open and self.open < self.width:
+            a, b = pad(self.sums[-1], counts)
+            self.sums[-1] = np.where(np.isnan(a), b, np.where(np.isnan(b), a, a + b))
+            self.last[-1] = i
+            self.open    += 1
+            return
+        if len(self.sums) == MAX_WINDOWS:
+            most = max(len(s) for s in self.sums)
+            h, w = coarsen(np.stack([_grow(s, most) for s in self.sums]),
+                           pd.DataFrame(dict(first_iter=self.first, last_iter=self.last)), MAX_WINDOWS // 2)
+            self.sums, self.first, self.last = list(h), w.first_iter.tolist(), w.last_iter.tolist()
+            self.width *= 2
+        self.sums.append(counts); self.first.append(i); self.last.append(i)
+        self.open = 1
+
+def _grow(a, n): return a if len(a) >= n else np.concatenate([a, np.full((n - len(a), *a.shape[1:]), np.nan, a.dtype)])
+def pad(a, b):
+    n = max(len(a), len(b))
+    return _grow(a, n), _grow(b, n)
+
+
+def _on_device(numbers): return not set(map(type, numbers)) <= {float, int}
+
+def _epochs(rows, more=()):
+    "The [fit, epoch] of rows, after those in `more`."
+    return [*more, *[list(e) for e in dict.fromkeys(tuple(r.about[:2]) for r in rows) if list(e) not in more]]
+
+
+class Gathering:
+    "The rows of one model, the names of the places they were read at, and the Record they make."
+    def __init__(self, plan):
+        self.plan     = plan
+        self.pending  = []
+        self.chunks   = []                        # [({column of iters: [number of a row]}, {key: (row, layer)})]
+        self.windows  = {(p, s.name): _Windows() for p, ss in plan.hists.items() for s in ss}
+        self.sites, self.site_list = {}, []       # key -> number; [dict about the site]
+        self.ends     = {p: [] for p in ENDS}     # [(path, dtype)] of the model's inputs and outputs
+        self.param_at, self.param_list = {}, []   # qualified name -> number; [dict about the parameter]
+        self.order    = {}                        # module name -> number, in order of first use
+        self.now, self.now_rows, self.now_iters = {}, 0, None      # the open window of the life table
+        self.closed   = []                        # [(first, last, rows, {(statistic, site): partial})]
+        self.rows = self.measured = 0             # how many: all, those measured
+        self.epochs   = []
+        self.meta     = {}
+        self.ignored  = {}                        # name -> why it is not observed
+        self.told     = set()
+        self.spare_won = None             # whether the sites are those for models without nonlinearities; not known yet
+        self.widths   = {}                        # of the partial results of a user's statistics
+        self._where, self._cache = {}, None
+        self.processes = None                     # those that train together, or None
+        self.elsewhere = False                    # the record is another process'
+        self.held      = []                       # rows on the host that wait for the other processes' share
+        self.alone     = []                       # [[fit, epoch]] of rows that are this process' own
+
+    # --- rows --------------------------------------------------------------------------------------------------------
+    def add(self, row):
+        "A finished row."
+        self.rows     += 1
+        self.measured += row.measured
+        i = row.parts[-1].last
+        if row.measured and self.plan.units: self._add_units(row, i)
+        self._pack(row)
+        self.pending.append(row)
+        if len(self.pending) >= FLUSH: self.flush()
+
+    def end_epoch(self):
+        "The epoch's training has ended: the life table may close a window."
+        if self.plan.window is None and self.now_rows >= MIN_WINDOW: self._close()
+
+    def _add_units(self, row, i):
+        for part in row.parts:
+            for key, s, p in part.units:
+                self.now[key] = p if key not in self.now else s.merge(self.now[key], p)
+            part.units = []
+        self.now_rows += 1
+        self.now_iters = (self.now_iters[0] if self.now_iters else i, i)
+        if self.plan.window and self.now_rows >= self.plan.window: self._close()
+
+    def _close(self):
+        self.closed.append((*self.now_iters, self.now_rows, self.now))
+        self.now, self.now_rows, self.now_iters = {}, 0, None
+
+    def _pack(self, row):
+        "All the 0-dim tensors of a row become one vector; their places are remembered."
+        row.sig  = tuple(k for part in [*row.parts, row.own] for k in part.sig)
+        row.flat = [row.grad_norm, row.clip, *[p.loss for p in row.parts], *[p.constant for p in row.parts]]
+        row.n_accum = len(row.parts)
+        for part in [*row.parts, row.own]:
+            row.flat += part.flat
+            part.n, part.flat = len(part.flat), None
+        row.at   = [k for k, v in enumerate(row.flat) if isinstance(v, torch.Tensor)] if _on_device(row.flat) else []
+        if row.at:
+            dev     = row.flat[row.at[0]].device
+            row.vec = torch.stack([row.flat[k].to(dev, torch.float64 if dev.type != 'mps' else torch.float32)
+                                   for k in row.at])
+            for k in row.at: row.flat[k] = math.nan
+
+    def flush(self):
+        "Bring what is pending to the host and reduce it: the only place that waits for a device."
+        rows, self.pending = self.pending, []
+        if not rows: return
+        on_dev = [r for r in rows if r.at]
+        if on_dev:
+            for n in {len(r.at) for r in on_dev}:
+                same = [r for r in on_dev if len(r.at) == n]
+                for r, vals in zip(same, torch.stack([r.vec for r in same]).cpu().numpy()):
+                    r.vec = None
+                    for k, v in zip(r.at, vals): r.flat[k] = float(v)
+        self._reduce_hists(rows)
+        if self.processes is not None: self.held += rows
+        else:                          self.chunks.append(self._reduce(rows))
+
+    def share_with(self, processes):
+        "The processes that the rows to come are captured by, or None; what still waits for others has waited in vain."
+        self.settle()
+        self.processes = processes
+        if processes is not None: self.elsewhere = self.elsewhere or processes.rank > 0
+
+    def settle(self, why='', merged=False):
+        "The rows held back are final: merged, or this process' own. Another process than 0 forgets them."
+        rows, self.held = self.held, []
+        if self.processes is None or not rows and not self.processes.rank: return
+        if self.processes.rank:
+            for w in self.windows.values(): w.sums = [s[:0] for s in w.sums]
+            self.closed, self.now = [(*c[:3], {}) for c in self.closed], {}
+            return
+        self.chunks.append(self._reduce(rows))
+        if merged: return
+        self.alone = _epochs(rows, self.alone)
+        if why: self.tell(f'alone {self.alone[-1]}', f"the rows of epoch {self.alone[-1][1]} are those of process 0 "
+                                                     f"alone: {why}")
+
+    def _reduce(self, rows):
+        "({column of iters: [number of a row]}, {key: (row, layer)}) of rows on the host."
+        n      = len(rows)
+        sizes  = {p: self.n_layers(p) for p in self.plan.stats}
+        values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32)
+                  for p, ss in self.plan.scalars.items() for s in ss}
+        iters  = {c: [] for c in ITER_COLS}
+        groups = {}
+        for k, r in enumerate(rows):
+            groups.setdefault((r.sig, len(r.parts)), []).append(k)
+            m    = len(r.parts)
+            bs   = sum(p.bs for p in r.parts)
+            mean = lambda v: sum(p.bs / bs * x if bs else x / m for p, x in zip(r.parts, v)) if m > 1 else v[0]
+            fit, epoch, t = r.about
+            line = (r.parts[-1].last, fit, epoch, bs, mean(r.flat[2:2 + m]), mean(r.flat[2 + m:2 + 2 * m]),
+                    r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
+                    r.flat[1] if r.stepped else math.nan,
+                    r.stepped, r.measured, r.n_accum, t)
+            for c, v in zip(iters, line): iters[c].append(v)
+        for (sig, m), which in groups.items():
+            table = np.array([rows[k].flat[2 + 2 * m:] for k in which], dtype=float)            # (row, number)
+            self._reduce_group(sig, table, np.array(which), values)
+        lrs = np.full((n, sizes.get('update', 0)), np.nan, np.float32)
+        for k, r in enumerate(rows):
+            for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
+        if 'update' in self.plan.stats: values['update', 'lr'] = lrs
+        if self.plan.placebo:
+            found = values['grad', 'placebo'] = np.full((n, sizes['grad']), np.nan, np.float32)
+            for k, r in enumerate(rows):
+                if r.placebo: found[k, r.placebo[0]] = r.placebo[1].cpu()
+        return iters, values
+
+    def _reduce_group(self, sig, table, which, values):
+        "Merge and finish every statistic of rows that captured the same places in the same order."
+        at, places = 0, {}                                       # (probe, layer) -> offsets of its captures
+        where      = {p: self._offsets(p) for p in dict(sig)}
+        for p, layer in sig:
+            places.setdefault(p, {}).setdefault(layer, []).append(at)
+            at += where[p][None]
+        for p, layers in places.items():
+            cols = list(layers)
+            for s in self.plan.scalars[p]:
+                most = max(len(v) for v in layers.values())
+                cur  = None
+                for o in range(most):
+                    sub = [j for j, c in enumerate(cols) if len(layers[c]) > o]
+                    off = np.array([layers[cols[j]][o] for j in sub])
+                    new = [table[:, off + k] for k in where[p][s.name]]                           # each (row, layer)
+                    if cur is None: cur = [v.copy() for v in new]
+                    elif s.merge is None:
+                        for c in cur: c[:, sub] = np.nan
+                        self.tell(f'merge {s.name}', f"{s.name!r} ({p}) has no merge and is NaN where several tensors "
+                                        f"make one row: {', '.join(self.layer_name(p, cols[j]) for j in sub[:6])}")
+                    else:
+                        for c, v in zip(cur, s.merge(tuple(c[:, sub] for c in cur), tuple(new))): c[:, sub] = v
+                with np.errstate(all='ignore'):
+                    values[p, s.name][which[:, None], cols] = np.asarray(s.finish(*cur), float)
+
+    def _offsets(self, probe):
+        "Where in what was captured at one place the numbers of each statistic stand; None: how many there are."
+        if probe not in self._where:
+            names = self.plan.names[probe]
+            where = {s.name: [names.index(a) for a in s.reads] for s in self.plan.scalars[probe] if s.reads}
+            at    = len(names)
+            for s in self.plan.own[probe]:
+                where[s.name] = list(range(at, at + self.widths[s.name]))
+                at += self.widths[s.name]
+            self._where[probe] = {**where, None: at}
+        return self._where[probe]
+
+    def _reduce_hists(self, rows):
+        if not self.windows: return
+        for r in rows:
+            sums = {}
+            for part in [*r.parts, r.own]:
+                for p, s, layer, counts in part.hists:
+                    if isinstance(counts, torch.Tensor): counts = counts.cpu().numpy()
+                    k = sums.setdefault((p, s), {})
+                    k[layer] = counts if layer not in k else k[layer] + counts
+            for key, by in sums.items():
+                out = np.full((self.n_layers(key[0]), N_BINS), np.nan, np.float32)
+                for layer, c in by.items(): out[layer] = c
+                self.windows[key].add(r.parts[-1].last, out)
+            for part in [*r.parts, r.own]: part.hists = []
+
+    # --- names -------------------------------------------------------------------------------------------------------
+    def n_layers(self, probe):
+        if probe in OUTPUTS: return len(self.site_list)
+        return len(self.param_list) if probe in PARAMETERS else len(self.ends[probe])
+
+    def site_names(self):
+        many  = {}
+        for s in self.site_list: many.setdefault(s['name'] + s['path'], []).append(s)
+        names = []
+        for s in self.site_list:
+            same = many[s['name'] + s['path']]
+            names.append((s['name'] or 'model') + s['path'] + (f':{same.index(s)}' if len(same) > 1 else ''))
+        return names
+
+    def layer_name(self, probe, i):
+        if probe in OUTPUTS: return self.site_names()[i]
+        return self.param_list[i]['layer'] if probe in PARAMETERS else probe + self.ends[probe][i][0]
+
+    def tell(self, key, text):
+        if key in self.told or self.elsewhere: return
+        self.told.add(key)
+        warnings.warn(f"fastgradstats: {text}", stacklevel=2)
+
+    def ignore(self, name, why): self.ignored.setdefault(name, why)
+
+    def tell_ignored(self):
+        "Name, once, what cannot be observed, and why."
+        by = {}
+        for n, why in self.ignored.items():
+            if n not in self.told: by.setdefault(why, []).append(n)
+        self.told |= set(self.ignored)
+        if by: self.tell(f'not observed {sorted(by)}', 'not observed: ' + '; '.join(
+            f"{', '.join(ns[:8])}{', ...' if len(ns) > 8 else ''} ({why})" for why, ns in by.items()))
+
+    # --- the record --------------------------------------------------------------------------------------------------
+    def record(self, cost=None):
+        "All rows up to now, as a Record."
+        self.flush()
+        stamp = (self.rows, len(self.chunks), len(self.epochs), len(self.closed), len(self.ignored))
+        if self._cache is None or self._cache[0] != stamp: self._cache = stamp, self._build(cost)
+        return self._cache[1]
+
+    def _build(self, cost):
+        chunks = [*self.chunks, self._reduce(self.held)] if self.held else self.chunks
+        iters  = pd.DataFrame({c: [x for by, _ in chunks for x in by[c]] for c in ITER_COLS})
+        orders = {p: self._order(p) for p in self.plan.stats}
+        values, windows, units = {}, {}, {}
+        for p, ss in self.plan.stats.items():
+            for s in ss:
+                if s.kind != 'scalar': continue
+                values[p, s.name] = self._stack([v[p, s.name] for _, v in chunks], orders[p])
+            if p == 'update': values['update', 'lr'] = self._stack([v['update', 'lr'] for _, v in chunks], orders[p])
+        if self.plan.placebo:
+            values['grad', 'placebo'] = self._stack([v['grad', 'placebo'] for _, v in chunks], orders['grad'])
+        for key, w in self.windows.items():
+            n = self.n_layers(key[0])
+            h = np.stack([_grow(s, n) for s in w.sums]) if w.sums else np.zeros((0, n, N_BINS), np.float32)
+            values[key]  = h[:, orders[key[0]]]
+            windows[key] = pd.DataFrame(dict(first_iter=w.first, last_iter=w.last), dtype='int64')
+        if self.plan.units: self._build_units(values, windows, units, orders['activation'])
+        epochs = pd.DataFrame(self.epochs)
+        return Record(iters, values,
+                      {p: self._table(p).iloc[orders[p]].reset_index(drop=True) for p in self.plan.stats},
+                      windows, units, epochs, Bins(BIN_EDGES, BIN_LABELS), self._meta(cost))
+
+    def _stack(self, arrays, order):
+        if not arrays: return np.zeros((0, len(order)), np.float32)
+        n   = len(order)
+        out = np.full((sum(len(a) for a in arrays), n), np.nan, np.float32)
+        at  = 0
+        for a in arrays:
+            out[at:at + len(a), :a.shape[1]] = a
+            at += len(a)
+        return out[:, order]
+
+    def _build_units(self, values, windows, units, order):
+        wins = list(self.closed)
+        if self.now_rows:
+            if self.now_rows >= MIN_WINDOW or not wins: wins.append((*self.now_iters, self.now_rows, self.now))
+            else:                                              # a short tail overstates death: it joins the last window
+                first, _, n, by = wins[-1]
+                merged = dict(by)
+                for s in self.plan.units:
+                    for k, p in self.now.items():
+                        if k[0] == s.name: merged[k] = s.merge(merged[k], p) if k in merged else p
+                wins[-1] = (first, self.now_iters[1], n + self.now_rows, merged)
+        names = self.site_names()
+        table = pd.DataFrame(dict(first_iter=[w[0] for w in wins], last_iter=[w[1] for w in wins]), dtype='int64')
+        for s in self.plan.units:
+            out = np.full((len(wins), len(order)), np.nan, np.float32)
+            for k, (*_, by) in enumerate(wins):
+                for j, site in enumerate(order):
+                    p = by.get((s.name, site))
+                    if p is None: continue
+                    p = [np.asarray(t.detach().cpu() if isinstance(t, torch.Tensor) else t, float) for t in p]
+                    out[k, j] = s.finish(*p)
+                    if s.name != 'frac_dead': continue
+                    state = unit_states(*p)
+                    have  = units.setdefault(names[site], np.full((len(wins), len(state)), UNSEEN, np.int8))
+                    if have.shape[1] == len(state): have[k] = state
+            values['activation', s.name]  = out
+            windows['activation', s.name] = table
+
+    def _order(self, probe):
+        if probe not in PARAMETERS: return list(range(self.n_layers(probe)))
+        place, last = [], -1.
+        for i, p in enumerate(self.param_list):
+            last = self.order.get(p['module'], last)             # what never ran as a module stays by its neighbour
+            place.append((last, i))
+        return [i for _, i in sorted(place)]
+
+    def _table(self, probe):
+        if probe in PARAMETERS:
+            return pd.DataFrame([{k: p[k] for k in ('layer', 'module', 'type', 'shape', 'numel')}
+                                 for p in self.param_list],
+                                columns=['layer', 'module', 'type', 'shape', 'numel'])
+        if probe in OUTPUTS:
+            return pd.DataFrame([dict(layer=n, module=s['name'], type=s['type'], shape=s['shape'], numel=s['numel'])
+                                 for n, s in zip(self.site_names(), self.site_list)],
+                                columns=['layer', 'module', 'type', 'shape', 'numel'])
+        return pd.DataFrame([dict(layer=probe + path, module='', type=dtype) for path, dtype in self.ends[probe]],
+                            columns=['layer', 'module', 'type'])
+
+    def _meta(self, cost):
+        if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
+        return {**self.meta, 'config': self.plan.describe(), 'cost': cost, 'not_hooked': dict(self.ignored),
+                'units': {**{s.name: s.unit for ss in self.plan.stats.values() for s in ss},
+                          **({'placebo': "|J'u| |w| / |u|"} if self.plan.placebo else {})},
+                'versions': dict(fastgradstats=__version__, torch=torch.__version__, python=platform.python_version())}
+

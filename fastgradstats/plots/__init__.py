@@ -1,0 +1,1 @@
+"""Pictures of records. Imports record and diagnosis; no torch, no fastai."""

@@ -1,0 +1,354 @@
+"Rules: silent on a healthy record, they name the planted fault, where and since when, and are skipped without what they need."
+import numpy as np
+import pytest
+from planted import BINS, FAULTS, PerCall, Planted
+
+from fastgradstats import Record, diagnose
+from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
+
+RULES = {f.__name__: f for f in ALL}
+
+def plain(name, **kw): return (PerCall if name == 'vanishing_through_time' else Planted)(**kw)
+
+def test_every_rule_has_a_planted_fault_a_source_and_needs():
+    assert set(FAULTS) == set(RULES)
+    for f in ALL: assert f.needs and f.source and f.__doc__
+
+@pytest.mark.parametrize('seed', range(5))
+@pytest.mark.parametrize('name', RULES)
+def test_silent_on_a_healthy_record(name, seed): assert not list(RULES[name](plain(name, seed=seed).record()))
+
+@pytest.mark.parametrize('name', RULES)
+def test_names_the_planted_fault(name):
+    plan, layer, since = FAULTS[name]()
+    rec   = plan.record()
+    found = list(RULES[name](rec))
+    assert found, f"{name} found nothing"
+    f = found[0]
+    assert isinstance(f, Finding) and f.rule == name and f.severity in SEVERITIES and f.severity != 'info'
+    assert f.layer == layer
+    assert since is None or f.iters[0] == since
+    assert f.evidence and f.advice and isinstance(f.fix, dict)
+    if f.layers: assert layer in f.layers
+
+@pytest.mark.parametrize('name', RULES)
+def test_the_planted_fault_is_found_first_by_diagnose(name):
+    rec = FAULTS[name]()[0].record()
+    rep = diagnose(rec)
+    assert rep.findings[0].rule == name, [f.rule for f in rep.findings]
+    assert not rep.ok
+
+@pytest.mark.parametrize('name', RULES)
+def test_skipped_and_said_how_to_record_without_what_it_needs(name):
+    f = RULES[name]
+    for need in f.needs:
+        keys = need if isinstance(need, list) else [need]
+        if keys[0][0] == 'iters':
+            p = plain(name); p.iters[keys[0][1]] = np.nan
+        else:
+            gone = set(keys)
+            if ('grad', 'elasticity') in keys: gone |= {('grad', 'norm')}
+            if ('update', 'ratio') in keys:    gone |= {('update', 'norm')}
+            p = plain(name); p.without = gone
+        rep = diagnose(p.record())
+        assert name not in rep.checked
+        s = next(s for s in rep.skipped if s.rule == name)
+        assert s.why and (keys[0][0] == 'iters' or 'LayerStatsCallback(' in s.how)
+
+@pytest.mark.parametrize('key', list(Planted().v))
+def test_removing_one_statistic_never_leaves_its_rules_checked(key):
+    p = Planted(); p.without = {key}
+    rep = diagnose(p.record())
+    needs = {n for f in ALL for n in f.needs if not isinstance(n, list)}
+    if key in needs: assert rep.skipped
+
+def test_a_rule_of_ones_own():
+    @rule(needs=[('grad', 'norm')], source='a test')
+    def loud(rec, limit=.1):
+        "The gradient is loud."
+        if rec['grad', 'norm'].max() > limit: yield Finding('loud', '0.weight', (0, 1), 1., limit, 'warning', 'loud', 'be quiet')
+    rep = diagnose(Planted().record(), rules=[*ALL, loud])
+    assert [f.rule for f in rep.findings] == ['loud'] and 'loud' in rep.checked
+
+def test_thresholds_are_keywords():
+    rec = FAULTS['dead_units']()[0].record()
+    assert not list(RULES['dead_units'](rec, limit=.99))
+
+# --- which factor fails ----------------------------------------------------------------------------------------------
+def first(p): return diagnose(p.record()).findings[0]
+
+@pytest.mark.parametrize('e,u,name', [(.06, 5e-6, 'step_too_small'), (.06, 1e-3, 'starved'), (.002, 1e-6, 'starved'), (3., 5e-6, 'step_too_small')])
+def test_a_step_too_small_and_a_starved_net_are_told_apart(e, u, name):
+    "By what a larger step would do: at an elasticity of .06 it would learn, at .002 not."
+    p = Planted().starve()
+    p.v['grad', 'norm'][:]   = e * 2.3 / 5
+    p.v['update', 'norm'][:] = u * 5
+    assert first(p).rule == name
+
+def gone(loss):
+    p = Planted().starve()
+    for k in ('norm', 'mean'): p.v['grad', k][:] = 0
+    p.v['grad', 'frac_zero'][:] = 1
+    p.v['grad', 'hist'][:] = 0; p.v['grad', 'hist'][:, :, 194] = 100
+    p.iters['loss'] = loss * p.iters['loss']; p.iters['loss_constant'] = loss * p.iters['loss_constant']
+    return p
+
+def test_gradients_that_are_all_gone_in_half_precision():
+    "A loss of 2e-5 over 64 x 64 outputs is 5e-9 each: half precision has nothing so small. Not so a loss of 2."
+    assert first(gone(1e-5)).rule == 'fp16_underflow' and first(gone(1.)).rule == 'starved'
+    p = gone(1e-5); p.v['output', 'min'][:] = p.v['output', 'max'][:] = .5                  # one answer to all: no gradient
+    assert first(p).rule == 'starved'
+
+@pytest.mark.parametrize('learns', [False, True])
+def test_a_step_that_killed_the_net_is_named_though_the_loss_came_back_at_once(learns):
+    p = Planted() if learns else Planted().starve(slice(4, None))
+    p.v['update', 'norm'][3, 3] = 1.4 * 5
+    p.iters['loss'][3] = 2.3; p.iters['loss'][4] = 5.8
+    found = {f.rule: f for f in diagnose(p.record()).findings}
+    assert ('step_too_large' in found) != learns
+    if not learns: assert '5.8 after for a moment' in found['step_too_large'].evidence
+
+@pytest.mark.parametrize('dead,loss,severity', [(.6, 1.3, 'info'), (.9, 1.3, 'warning'), (.9, .3, 'info'), (.97, .3, 'warning')])
+def test_dead_units_of_a_net_that_learns_well_are_a_warning_only_where_most_are_dead(dead, loss, severity):
+    p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = dead
+    p.iters['loss'] = p.iters['loss'] + loss - .3
+    f = first(p)
+    assert f.rule == 'dead_units' and f.severity == severity
+
+def test_saturation_of_a_net_that_learns_well_is_no_fault():
+    p = Planted(); p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8
+    assert first(p).rule == 'saturated' and diagnose(p.record()).ok
+    p.v['activation', 'frac_saturated'][:, 2] = 1.
+    assert diagnose(p.record()).ok                                       # one of three, as a gate may be
+    p.v['activation', 'frac_saturated'][:] = 1.
+    assert not diagnose(p.record()).ok                                   # not one unit of it has a slope
+
+def test_units_stuck_at_a_bound_are_saturated_not_dead():
+    p = Planted().starve(); p.act = 'Tanh'
+    p.v['activation', 'frac_saturated'][:, 2] = 1.; p.v['activation', 'frac_dead'][:, 2] = 1.; p.v['activation', 'std'][:, 2] = 0.
+    assert first(p).rule == 'saturated'
+    del p.v['activation', 'frac_saturated']
+    assert first(p).rule == 'dead_units'
+
+def test_a_loss_below_zero_does_not_explode_by_falling():
+    p = Planted()
+    p.iters['loss'] = p.iters['loss'] - 3.; p.iters['loss_constant'] = np.full(p.n, -1.2)
+    p.v['grad', 'norm'][40:60] = 50.
+    assert 'exploding' not in [f.rule for f in diagnose(p.record()).findings]
+    p.iters['loss'][40:60] = 5.
+    assert 'exploding' in [f.rule for f in diagnose(p.record()).findings]
+
+def test_what_fades_makes_no_step_too_large():
+    p, *_ = FAULTS['step_too_large']()
+    p.v['activation', 'std'] *= .01
+    p.iters['loss'] = np.where(np.arange(p.n) > 30, 9., p.iters['loss'])
+    rules = [f.rule for f in diagnose(p.record()).findings if f.severity != 'info']
+    assert rules[0] == 'step_too_large' and 'bad_init' in rules
+
+def test_a_small_step_of_adam_is_three_times_as_large():
+    def planted(name):
+        p = Planted().starve(by=1.); p.v['grad', 'norm'][:] = .3; p.v['update', 'norm'][:] = 2e-4 * 5
+        r = p.record()
+        return Record(r.iters, {k: r[k] for k in r.keys()}, r.layers, r.windows, None, None, r.bins, {'optimizer': {'name': name}})
+    assert diagnose(planted('Adam')).findings[0].rule == 'step_too_small'
+    assert 'step_too_small' not in [f.rule for f in diagnose(planted('SGD')).findings]
+
+# --- advice ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize('name', RULES)
+def test_every_key_of_a_fix_is_in_the_advice(name):
+    from fastgradstats.diagnosis.fixes import WORDS
+    for f in RULES[name](FAULTS[name]()[0].record()):
+        assert set(f.fix) <= set(WORDS)
+        for k, v in f.fix.items(): assert WORDS[k](v) in f.advice
+
+@pytest.mark.parametrize('ratio,factor', [(5e-6, 1000.), (9e-5, 100.), (1e-12, 1e4)])
+def test_the_factor_on_a_small_learning_rate_brings_the_usual_ratio(ratio, factor):
+    p = Planted().starve()
+    p.v['grad', 'norm'][:] = 1.; p.v['update', 'norm'][:] = 5 * ratio
+    assert first(p).fix == {'lr': factor}
+
+def test_what_to_do_about_a_large_step_depends_on_what_was_before():
+    big = lambda: FAULTS['step_too_large']()[0]
+    p = big(); p.iters['lr'] = np.where(np.arange(100) == 30, 30., .1)
+    assert first(p).fix == {'lr_cap': .1}                                # the schedule
+    p = big(); p.iters['grad_norm'] = np.full(100, .43)
+    assert first(p).fix == {'clip': .4}                                  # usual steps before it
+    p = big(); p.v['update', 'norm'][:31] = 20.
+    assert first(p).fix == {'lr': .01} if first(p).iters[0] == 0 else first(p).fix['lr'] <= .01
+
+def test_adam_is_known_by_its_first_steps():
+    from fastgradstats.diagnosis.evidence import run
+    p = Planted()
+    assert not run(p.record()).adaptive
+    p.v['update', 'norm'][:] = .01
+    p.v['grad', 'norm'][:]  *= np.array([1., 3., 9., 27.])
+    assert run(p.record()).adaptive
+
+def factor(p, rule):
+    f = next(f for f in diagnose(p.record()).findings if f.rule == rule)
+    return f.evidence.split('three factors')[1] if 'three factors' in f.evidence else ''
+
+def test_the_factor_that_fails_is_named():
+    p = Planted().starve()
+    assert factor(p, 'starved').endswith('elasticity fails')
+    p = FAULTS['step_too_small']()[0]
+    assert factor(p, 'step_too_small').endswith('the update ratio fails')
+    p = FAULTS['not_learning']()[0]                                      # elasticity .4, ratio .004, and it stays where it is
+    assert factor(p, 'not_learning').endswith('the direction fails') and 'labels' in diagnose(p.record()).findings[0].advice
+
+def test_the_direction_is_the_share_of_what_the_other_factors_allow():
+    from fastgradstats.diagnosis.evidence import run
+    p, t = Planted(layers=1), np.arange(100)
+    p.iters['loss'] = 2.3 * np.exp(-.002 * t)
+    p.v['grad', 'norm']   = .8 * p.iters['loss'][:, None] / 5             # elasticity .8
+    p.v['update', 'norm'] = np.full((100, 1), .005 * 5)                   # x ratio .005 = .004, and .002 is removed
+    r = run(p.record())
+    assert abs(r.direction[-1] - .5) < .02
+    p.iters['loss'] = p.iters['loss'] + np.random.default_rng(0).normal(0, .2, 100)
+    assert np.isnan(run(p.record()).direction[-1])                       # the noise hides it
+
+# --- AdamW -----------------------------------------------------------------------------------------------------------
+class Told(Planted):
+    "With what the record may say of the optimizer."
+    optimizer = None
+    def record(self):
+        from fastgradstats import Record
+        r = super().record()
+        return Record(r.iters, {k: r[k] for k in r.keys()}, r.layers, r.windows, None, None, r.bins, {'optimizer': self.optimizer})
+
+def adamw(lr, ratio, **optimizer):
+    p = Told().starve()
+    p.iters['lr'] = lr
+    p.v['grad', 'norm'][:], p.v['update', 'norm'][:] = 1., 5 * ratio
+    p.optimizer = optimizer or None
+    return [f for f in diagnose(p.record()).findings if f.rule == 'step_too_small']
+
+def test_a_small_step_is_judged_against_where_adamw_settles():
+    "sqrt(2 lr wd): at lr 1e-7 and wd .01 4.5e-5, which is at rest and no fault; at lr 1e-3 .0045, of which 4.5e-5 is far below."
+    assert adamw(1e-7, 4.5e-5) and adamw(1e-7, 4.5e-5, wd=.01, decoupled=False) and adamw(1e-7, 4.5e-5, wd=0., decoupled=True)
+    assert not adamw(1e-7, 4.5e-5, wd=.01, decoupled=True)
+    found = adamw(1e-3, 4.5e-5, wd=.01, decoupled=True)
+    assert found and 'settles near 0.0045' in found[0].evidence
+    assert adamw(1e-7, 1e-6, wd=.01, decoupled=True)
+
+# --- through time ----------------------------------------------------------------------------------------------------
+def test_half_precision_that_lets_only_the_last_layer_through():
+    "Every gradient but the head's is exactly zero, and what the head gets is just above the smallest number."
+    def gone(edge):
+        p = Planted().starve()
+        p.v['grad', 'frac_zero'][:, :-1] = 1.
+        h = p.v['grad', 'hist']; h[:] = 0.; h[:, :-1, 194] = 1000.
+        size = np.maximum(np.abs(BINS.edges[:-1]), np.abs(BINS.edges[1:]))
+        h[:, -1, 1 + int(np.abs(np.log2(size) - np.log2(edge)).argmin())] = 1000.
+        return diagnose(p.record()).findings[0]
+    found = gone(2. ** -22)
+    assert found.rule == 'fp16_underflow' and len(found.layers) == Planted().layers - 1 and 'just above 6e-8' in found.evidence
+    assert gone(2. ** -10).rule != 'fp16_underflow'
+
+def test_a_net_that_died_is_no_underflow():
+    "Gradients of a few first iterations, however small, and exact zeros ever after."
+    p = Planted().starve()
+    p.v['grad', 'frac_zero'][5:] = 1.
+    h = p.v['grad', 'hist']; h[:] = 0.; h[:, :, 194] = 1000.
+    h[0, :, 194 + 40] = 100.
+    assert 'fp16_underflow' not in [f.rule for f in diagnose(p.record()).findings]
+
+def test_a_rule_that_a_record_is_not_about_is_neither_checked_nor_skipped():
+    rep = diagnose(Planted().record())
+    assert 'vanishing_through_time' not in rep.checked and not rep.skipped
+    assert 'vanishing_through_time' in diagnose(PerCall().record()).checked
+    p = PerCall(); p.without = {('grad_output', 'norm')}
+    assert 'vanishing_through_time' in [s.rule for s in diagnose(p.record()).skipped]
+
+def test_a_start_that_was_undone_at_a_price_is_a_warning():
+    def found(loss):
+        p = Planted()
+        p.v['activation', 'std'][:, 1:] *= 200.
+        p.iters['loss'] = loss
+        return [f for f in diagnose(p.record()).findings if f.rule == 'bad_init']
+    t = np.arange(100)
+    soon, late = (np.where(t < n, 40. - t * 30 / n, 1. + .01 * np.sin(t)) for n in (20, 70))
+    assert [f.severity for f in found(soon)] == ['info'] and [f.severity for f in found(late)] == ['warning']
+    assert 'larger loss than a constant answer' in found(late)[0].evidence
+
+# --- what is past, and what the batch is to blame for ----------------------------------------------------------------
+def severity(p, rule): return next((f.severity for f in diagnose(p.record()).findings if f.rule == rule), None)
+
+@pytest.mark.parametrize('at,expected', [(40, 'info'), (84, 'warning')])
+def test_a_loss_that_spiked_and_came_back_is_no_alarm_once_much_is_learned(at, expected):
+    p = Planted()
+    p.iters['loss'][at:at + 12:4] = 9.
+    assert severity(p, 'unstable') == expected
+    p.v['grad', 'norm'][at:at + 12:4] *= 500.
+    assert severity(p, 'exploding') == expected
+
+def test_hard_batches_are_no_unstable_loss():
+    p = Planted().starve()
+    rows = [30, 45, 60, 75, 90]
+    p.iters['loss'][rows] = 9.
+    assert severity(p, 'unstable') == 'critical'
+    p.iters['loss_constant'] = np.array(p.iters['loss_constant']); p.iters['loss_constant'][rows] = 9.
+    assert severity(p, 'unstable') is None
+
+def test_a_loss_near_zero_explodes_by_what_it_had_come_down():
+    p = Planted()
+    p.iters['loss'] = p.iters['loss'] - 2.1; p.iters['loss_constant'] = np.full(p.n, .2)
+    p.v['grad', 'norm'][40:45] = 50.
+    p.iters['loss'][40:45] = 1.                                          # five times the first loss, half of what was gained
+    assert severity(p, 'exploding') is None
+    p.iters['loss'][40:45] = 9.
+    assert severity(p, 'exploding') is not None
+
+def test_batches_that_differ_much_do_not_hide_what_is_learned():
+    "The loss of every batch is .2 below that of the constant answer, which goes up and down by a half and more."
+    from fastgradstats.diagnosis.evidence import run
+    p = Planted()
+    c = np.random.default_rng(0).choice([.7, 1., 1.6], p.n)
+    p.iters['loss_constant'] = c; p.iters['loss'] = c.copy()
+    assert run(p.record()).blind[-1]
+    p.iters['loss'] = c - .2
+    assert not run(p.record()).blind[-1]
+
+def test_an_input_off_scale_is_no_alarm_where_much_is_learned():
+    p = Planted(); p.v['input', 'std'][:] = 40.
+    assert severity(p, 'input_scale') == 'info'
+    p.iters['loss'] = p.iters['loss'] + 1.2
+    assert severity(p, 'input_scale') == 'warning'
+
+def test_weights_off_scale_are_named_before_gradients_that_seem_to_be_kept():
+    p = FAULTS['not_zeroed']()[0].starve(by=1.)
+    p.iters['loss'] = 2.3 + .01 * np.random.default_rng(0).normal(size=p.n)
+    assert first(p).rule == 'not_zeroed'
+    p.v['weight', 'norm'][:, 1] = 64 * 8 * 3.                             # 24 / sqrt(fan in)
+    f = first(p)
+    assert (f.rule, f.layer) == ('bad_init', '1.weight') and np.isclose(f.value, 24 * 8)
+    assert f.fix['layers'] == ('1',) and f.fix['init'] == 'kaiming'
+
+def test_adam_at_a_fiftieth_of_its_usual_rate_crawls_however_large_its_steps_are():
+    def planted(lr):
+        p = Planted().starve(by=1e-3); p.v['update', 'norm'][:] = .005 * 5; p.iters['lr'] = lr
+        r = p.record()
+        return Record(r.iters, {k: r[k] for k in r.keys()}, r.layers, r.windows, None, None, r.bins, {'optimizer': {'name': 'Adam'}})
+    assert diagnose(planted(5e-5)).findings[0].rule == 'step_too_small' and diagnose(planted(5e-5)).findings[0].fix == {'lr': 10.}
+    assert "Adam's usual: 0.001 to 0.01" in diagnose(planted(5e-5)).findings[0].evidence
+    for lr in (1e-3, np.nan): assert diagnose(planted(lr)).findings[0].rule == 'starved'      # usual, or not known
+
+def test_half_precision_that_lets_a_few_elements_of_every_layer_through():
+    p = Planted().starve()
+    p.v['grad', 'frac_zero'][:] = 1.
+    h = p.v['grad', 'hist']; h[:] = 0.; h[:, :, 194] = 1000.
+    size = np.maximum(np.abs(BINS.edges[:-1]), np.abs(BINS.edges[1:]))
+    h[3, :, 1 + int(np.abs(np.log2(size) - np.log2(2. ** -22)).argmin())] = 9.
+    f = diagnose(p.record()).findings[0]
+    assert f.rule == 'fp16_underflow' and len(f.layers) == Planted().layers
+
+def test_a_gradient_that_falls_smoothly_was_not_kept():
+    p = FAULTS['not_zeroed']()[0]
+    assert severity(p, 'not_zeroed')
+    p.v['grad', 'norm'] = p.v['grad', 'norm'][::-1].copy()
+    assert severity(p, 'not_zeroed') is None
+
+def test_a_net_that_has_only_just_begun_to_starve_has_a_verdict_too():
+    said = {k: diagnose(Planted().starve(slice(k, None)).record()) for k in range(80, 97)}
+    just = [rep.verdict for rep in said.values() if rep.verdict.startswith('No fault has lasted yet')]
+    assert just and any(rep.findings and rep.findings[0].rule == 'starved' for rep in said.values())
