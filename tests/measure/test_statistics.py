@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats import prepared, stats, views
+from fastgradstats.measure import reductions as views
+from fastgradstats.measure import statistics as stats
+from fastgradstats.measure.readers import cpu as prepared
 from fastgradstats.measure.baseline_loss import _cross_entropy, _is_cross_entropy
 from fastgradstats.measure.statistics import STATISTICS, Statistic, resolve, statistic
 from fastgradstats.measure.reductions import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, View, stride_of
