@@ -1,0 +1,1 @@
+"The zoo's nets, by what they read."
