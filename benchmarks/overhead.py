@@ -21,7 +21,7 @@ from fastai.optimizer import SGD
 from torch import nn
 
 import fastgradstats as fgs
-from fastgradstats.lesson10.experiment import default_relu
+from fastgradstats.lesson10.nets import default_relu
 
 
 def lesson10():

@@ -15,7 +15,7 @@ _home = {
                                 'DeadUnitCallback'],
     'callbacks.monitor':       ['DiagnosisCallback'],
     'callbacks.init_check':    ['check_init'],
-    'lesson10.experiment':     ['GeneralRelu'],
+    'lesson10.nets':           ['GeneralRelu'],
     'comparison.comparison':   ['compare', 'Comparison'],
     'diagnosis.report':        ['diagnose', 'Report'],
     'diagnosis.finding':       ['Finding'],

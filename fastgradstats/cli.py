@@ -6,12 +6,9 @@ import sys
 import warnings
 from typing import Annotated
 
-import typer
-
 from . import __version__
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode='rich',
-                  help="See inside a network while it trains.")
+EXTRA = 'typer', 'rich', 'mlxtend'           # what the extra `cli` installs; a record is written and read without them
 
 
 def _version(show):
@@ -19,13 +16,11 @@ def _version(show):
         print(f'fastgradstats {__version__}')
         raise typer.Exit()
 
-@app.callback()
 def _options(version: Annotated[bool, typer.Option('--version', callback=_version, is_eager=True,
                                                    help="Print the version.")] = False):
     pass
 
 
-@app.command()
 def lesson10(
     seeds: Annotated[int,   typer.Option(help="Runs of each net.")] = 3,
     iters: Annotated[int,   typer.Option(help="Iterations of a run; the epoch they end in is finished.")] = 400,
@@ -52,14 +47,12 @@ def lesson10(
     if done.interrupted: raise KeyboardInterrupt
 
 
-@app.command()
 def show(path: Annotated[str, typer.Argument(help="A record that Record.save or lesson10 wrote.")]):
     "Print what a record holds."
     from .record.record import Record
     print(Record.load(path))
 
 
-@app.command()
 def diagnose(
     path: Annotated[str,  typer.Argument(help="A record that Record.save or lesson10 wrote.")],
     json: Annotated[bool, typer.Option('--json', help="For a machine: everything as JSON.")] = False,
@@ -78,12 +71,27 @@ def _check(**numbers):
         if v < 1: raise ValueError(f"--{name} must be at least 1, got {v}")
 
 
+def _app():
+    "The typer application of the commands above; their annotations are read here, when typer is there."
+    global typer
+    import typer
+    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                      rich_markup_mode='rich', help="See inside a network while it trains.")
+    app.callback()(_options)
+    for command in (lesson10, show, diagnose): app.command()(command)
+    return app
+
+
 def main(args=None):
     """Exit status 0; 1 on a critical finding; 2 with one sentence on stderr for what the user can put right; 130 after
     Ctrl-C."""
-    try: status = app(args, standalone_mode=False, prog_name='fastgradstats') or 0
+    try: status = _app()(args, standalone_mode=False, prog_name='fastgradstats') or 0
     except KeyboardInterrupt: status = 130
     except (ValueError, OSError) as e: status = _say(e)
+    except ModuleNotFoundError as e:
+        if e.name not in EXTRA: raise
+        status = _say(f"this command needs {e.name}, which is not installed: pip install {' '.join(EXTRA)} (or, in a "
+                      f'clone of the repository, pip install ".[cli]")')
     except Exception as e:                  # typer's usage errors; newer typers carry their own copy of click's classes
         if type(e).__name__ == 'Abort':              status = 130
         elif type(e).__name__ == 'NoArgsIsHelpError': status = 2

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,40 @@ def test_help_imports_nothing_heavy():
     code = ("import sys\nfrom fastgradstats.cli import main\ntry: main(['lesson10', '--help'])\nexcept SystemExit: pass\n"
             "assert not {'torch', 'fastai', 'matplotlib', 'pandas'} & set(sys.modules)")
     subprocess.run([sys.executable, '-c', code], check=True, capture_output=True)
+
+GONE = """
+import sys
+class Gone:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name in {gone!r}: raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
+sys.meta_path.insert(0, Gone)
+"""
+
+@pytest.mark.parametrize('gone, args', [('typer', ['--help']), ('typer', ['show', 'x']), ('mlxtend', ['lesson10', '--iters', '1'])])
+def test_without_what_the_command_line_needs_one_sentence_says_what_to_install(gone, args, tmp_path):
+    code = GONE.format(gone=[gone]) + f"from fastgradstats.cli import main\nmain({args!r})"
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env=ENV, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and done.stdout == '', done
+    assert f'needs {gone}, which is not installed: pip install typer rich mlxtend' in done.stderr and '".[cli]"' in done.stderr
+
+def test_what_the_command_line_needs_is_its_extra_and_nothing_elses():
+    from configparser import ConfigParser
+    from pathlib import Path
+    from fastgradstats.cli import EXTRA
+    cfg   = ConfigParser()
+    cfg.read(Path(__file__).parent.parent / 'setup.cfg')
+    names = lambda section, key: {re.split(r'[ >=]', l)[0] for l in cfg[section][key].split('\n') if l}
+    assert names('options.extras_require', 'cli') == set(EXTRA) and not names('options', 'install_requires') & set(EXTRA)
+    assert all('fastgradstats[cli]' in names('options.extras_require', e) for e in ('test', 'notebook'))
+
+def test_the_nets_and_a_record_need_none_of_it(tmp_path):
+    code = (GONE.format(gone=['typer', 'mlxtend']) +                # fastai itself brings rich
+            "from fastgradstats import *\nfrom fastgradstats.lesson10 import NETS\nfrom fastgradstats.lesson10.data import load\n"
+            "[net() for net in NETS.values()], GeneralRelu, diagnose, compare, LayerStatsCallback\n"
+            "try: load('digits')\nexcept ModuleNotFoundError as e: print(e)")
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=ENV)
+    assert done.stdout.strip() == 'the 5,000 digits ship with mlxtend, and mlxtend is not installed: pip install mlxtend', done
 
 def test_the_console_script_is_main():
     from importlib.util import find_spec

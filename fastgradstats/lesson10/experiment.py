@@ -7,12 +7,10 @@ alone.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from pathlib import Path
 from textwrap import wrap
 from typing import NamedTuple
 
-import torch.nn.functional as F
 from fastai.callback.core import Callback
 from fastai.callback.progress import ProgressCallback                     # noqa: F401  (gives Learner its no_bar)
 from fastai.learner import Learner
@@ -26,54 +24,10 @@ from rich.table import Table
 from torch import nn
 
 from . import data as datasets
+from .nets import NETS
 from ..callbacks.layer_stats import LayerStatsCallback
 from ..comparison.comparison import compare
 from ..plots.overview import plot_overview, plot_small_gradients
-
-WIDTHS, KERNELS = [1, 8, 16, 32, 32], [5, 3, 3, 3]
-LEAK, SUB, MAXV = .1, .4, 6.
-
-
-# --- the nets --------------------------------------------------------------------------------------------------------
-class GeneralRelu(nn.Module):
-    """ReLU that leaks, is shifted down by `sub` and cut off at `maxv` (fastai course v3, lesson 10). Changes no input
-    in place."""
-    def __init__(self, leak=None, sub=None, maxv=None):
-        super().__init__()
-        self.leak, self.sub, self.maxv = leak, sub, maxv
-
-    def forward(self, x):
-        x = F.relu(x) if self.leak is None else F.leaky_relu(x, self.leak)
-        if self.sub  is not None: x = x - self.sub
-        if self.maxv is not None: x = x.clamp_max(self.maxv)
-        return x
-
-    def extra_repr(self): return f'leak={self.leak}, sub={self.sub}, maxv={self.maxv}'
-
-
-def conv_net(
-    act=nn.ReLU,                  # makes the activation after each convolution
-):
-    "The lesson's net: four convolutions of stride 2, 8-16-32-32 channels, average pooling, a linear layer."
-    layers = OrderedDict()
-    for i, (c_in, c_out, k) in enumerate(zip(WIDTHS, WIDTHS[1:], KERNELS), 1):
-        layers[f'conv{i}'] = nn.Conv2d(c_in, c_out, k, stride=2, padding=k // 2)
-        layers[f'act{i}']  = act()
-    layers.update(pool=nn.AdaptiveAvgPool2d(1), flat=nn.Flatten(), head=nn.Linear(WIDTHS[-1], datasets.N_CLASSES))
-    return nn.Sequential(layers)
-
-def init_kaiming(model, leak=0.):
-    "Kaiming-normal weights and zero biases in every convolution; the linear layer keeps what it has, as in the lesson."
-    for m in model.modules():
-        if isinstance(m, nn.Conv2d):
-            nn.init.kaiming_normal_(m.weight, a=leak)
-            nn.init.zeros_(m.bias)
-    return model
-
-def default_relu():        return conv_net(nn.ReLU)
-def kaiming_generalrelu(): return init_kaiming(conv_net(lambda: GeneralRelu(LEAK, SUB, MAXV)), LEAK)
-
-NETS = {'default-relu': default_relu, 'kaiming-generalrelu': kaiming_generalrelu}
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -90,8 +44,7 @@ def learner(net, data, seed=0, bs=512, lr=.9):
     set_seed(seed)
     model = NETS[net]()
     return Learner(datasets.dataloaders(data, bs, seed), model, loss_func=nn.CrossEntropyLoss(), opt_func=SGD, lr=lr,
-                   wd=0.,
-                   moms=(0., 0., 0.), metrics=accuracy)
+                   wd=0., moms=(0., 0., 0.), metrics=accuracy)
 
 def run(
     data='digits',                # 'digits', 'mnist' or a folder of IDX files

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from fastgradstats import (ActivationHistCallback, DiagnosisCallback, GradStatsCallback, LayerStatsCallback, Record,
                            statistic, watch)
 from fastgradstats.lesson10 import data
-from fastgradstats.lesson10 import experiment as lesson10
+from fastgradstats.lesson10 import nets as lesson10
 from fastgradstats.measure import placebo as ours
 from fastgradstats.measure.optimizer_info import describe
 from fastgradstats.measure.placebo import EVERY, SIZE, shuffled
