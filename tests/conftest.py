@@ -3,9 +3,11 @@ os.environ.setdefault('MPLBACKEND', 'Agg')
 
 import pytest
 
+if os.environ.get('FASTGRADSTATS_SEED'): import order                  # noqa: F401
+
 
 @pytest.fixture(scope='session', autouse=True)
-def one_thread():
-    "Tests run side by side: torch takes one core each. Only where a test file has imported it."
+def threads():
+    "Tests run side by side: torch takes one core each, unless told otherwise. Only where a test file has imported it."
     import sys
-    if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(1)
+    if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))

@@ -6,6 +6,8 @@ import zoo
 
 from fastgradstats import diagnose
 
+pytestmark = pytest.mark.trains
+
 QUICK = ['mlp_deep_sigmoid', 'mlp_zero_init', 'mlp_softmax_twice', 'mlp_no_zero_grad', 'tab_lr_100x', 'tab_unscaled',
          'mlp_fp16_underflow', 'mlp_head_not_stepped']
 FOOLERS = ['mlp_clipped', 'cnn_plus_100']
