@@ -1,0 +1,46 @@
+"""Comments beside parameters, as fastai writes them, for the site.
+
+def f(
+    x,      # what it is
+):          # what comes back
+"""
+import inspect
+import io
+import re
+import tokenize
+from textwrap import dedent
+
+import griffe
+
+
+def comments(source, names):
+    "{parameter: the comment beside it} of the source of a function; what is returned under 'return'."
+    out, depth, now = {}, 0, None
+    tokens = tokenize.generate_tokens(io.StringIO(dedent(source)).readline)
+    for kind, text, *_ in tokens:
+        if kind == tokenize.OP and text in '([{': depth += 1
+        if kind == tokenize.OP and text in ')]}':
+            depth -= 1
+            if depth == 0: now = 'return'
+        if kind == tokenize.NAME and depth == 1 and text in names and text not in out: now = text
+        if kind == tokenize.COMMENT and now: out[now] = f"{out.get(now, '')} {text.lstrip('# ')}".strip()
+        if kind == tokenize.NEWLINE and depth == 0 and now: return out
+    return out
+
+def of(f):
+    "The same of a function."
+    return comments(inspect.getsource(f), inspect.signature(f).parameters)
+
+
+class Docments(griffe.Extension):
+    "Adds them to a docstring, as its sections Args and Returns."
+    def on_function(self, *, func, **kwargs):
+        if not func.docstring: return
+        names = {p.name.lstrip('*') for p in func.parameters} - {'self'}
+        said  = comments('\n'.join(func.lines), names)
+        back  = said.pop('return', '')
+        text  = func.docstring.value
+        args  = ''.join(f'\n    {n}: {d}' for n, d in said.items() if n in names)
+        if args: text += f'\n\nArgs:{args}'
+        if back and 'Returns:' not in text: text += f'\n\nReturns:\n    {re.sub(r": ", " - ", back)}'
+        func.docstring.value = text
