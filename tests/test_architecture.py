@@ -1,6 +1,5 @@
-"The shape of the package: who may import whom, what the star import brings, what the README names."
+"The shape of the package: who may import whom, what the star import brings, how long files are."
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,6 @@ import fastgradstats
 ROOT    = Path(__file__).parent.parent
 PACKAGE = Path(fastgradstats.__file__).parent
 FILES   = sorted(PACKAGE.rglob('*.py'))
-README  = (ROOT / 'README.md').read_text(encoding='utf-8')
-TESTS   = sorted((ROOT / 'tests').rglob('test_*.py'))
 
 # --- the law of the rooms -------------------------------------------------------------------------------------------
 # room -> the rooms that it may import, anywhere in a file (also inside a function)
@@ -177,77 +174,3 @@ def test_the_linter_finds_nothing():
                            '--line-length', str(WIDTH), '--output-format', 'concise', *map(str, FILES)],
                           capture_output=True, text=True, timeout=120)
     assert ruff.returncode == 0, ruff.stdout + ruff.stderr
-
-
-# --- what the README names exists ------------------------------------------------------------------------------------
-def table(title):
-    "First cells of the table under a heading of the README, without the marks of code."
-    part = re.search(rf'^#+ {re.escape(title)}\n(.*?)(?=^#+ |\Z)', README, re.S | re.M)
-    assert part, f"the README has no heading {title!r}"
-    rows = [l for l in part[1].splitlines() if l.startswith('|')][2:]
-    assert rows, f"no table under {title!r}"
-    return [[c.strip() for c in re.split(r'(?<!\\)\|', r.strip('|'))] for r in rows]
-
-def code(cell): return re.findall(r'`([^`]+)`', cell)
-
-def test_readme_statistics_are_all_there_are():
-    from fastgradstats.measure.statistics import STATISTICS
-    rows  = table('Statistics')
-    named = [n for r in rows for n in code(r[0])]
-    assert sorted(named) == sorted(STATISTICS)
-    for names, unit, _, how in rows:
-        for n in code(names):
-            s = STATISTICS[n]
-            assert how.startswith('sampled') == s.sampled, n
-            assert unit == s.unit or not s.unit, f"{n}: unit {unit!r}, the statistic's is {s.unit!r}"
-
-def test_readme_derived_quantities_are_all_there_are():
-    from fastgradstats.record.record import DERIVED
-    named = [n for r in table('Derived quantities') for n in code(r[0])]
-    assert [n for n in named if n.startswith('rec[')] == [f"rec['{p}', '{s}']" for p, s in DERIVED]
-
-def test_readme_probes_are_all_there_are():
-    from fastgradstats.measure.probes import PROBES
-    assert sorted(n for r in table('Probes') for n in code(r[0])) == sorted(PROBES)
-
-def test_readme_plots_are_all_there_are():
-    named = [re.match(r'\w+', c)[0] for r in table('Plots') for c in code(r[0])]
-    assert sorted(named) == sorted(n for n in fastgradstats.__all__ if n.startswith('plot_'))
-
-def test_readme_callbacks_and_their_defaults():
-    rows = {code(r[0])[0]: r for r in table('Callbacks')}
-    assert sorted(rows) == sorted(n for n in fastgradstats.__all__ if n.endswith('Callback'))
-    for name, row in rows.items():
-        if name in ('LayerStatsCallback', 'DiagnosisCallback'): continue     # all of the others, and input and output
-        given = getattr(fastgradstats, name)().layer_plan.describe()['stats']
-        told  = {m[1]: [s for s in m[2].split(', ')] for m in re.finditer(r'`(\w+)`: ([\w, ]+)', row[1])}
-        assert told == given, name
-
-def test_readme_settings_are_those_of_the_callbacks():
-    import inspect
-    from fastgradstats.measure.probes import PROBES
-    args  = set(inspect.signature(fastgradstats.LayerStatsCallback).parameters) - {*PROBES, 'unknown'}
-    assert {n for r in table('Settings') for n in code(r[0])} == args
-
-def test_readme_rules_are_all_there_are_in_the_order_of_cause():
-    from fastgradstats.rules import ALL
-    assert [code(r[0])[0] for r in table('The diagnosis')] == [f.__name__ for f in ALL]
-
-def test_readme_promises_no_name_that_is_not_there():
-    used = set(re.findall(r'\b(plot_\w+|[A-Z]\w+Callback|watch|compare|diagnose|check_init)\(', README))
-    assert used - {'plot_layer_stats'} <= set(fastgradstats.__all__)           # fastbook's name, a method of a callback
-
-def test_readme_tests_exist():
-    there = {f.name: set(re.findall(r'^ *def (test_\w+)', f.read_text(encoding='utf-8'), re.M)) for f in TESTS}
-    every = set().union(*there.values())
-    for name in re.findall(r'\btest_\w+\b(?!\.py)', README): assert name in every, f"the README names {name}; there is no such test"
-    for name in re.findall(r'\btest_\w+\.py\b', README):     assert name in there, f"the README names {name}; there is no such file"
-
-def test_readme_files_exist():
-    for target in re.findall(r'\]\((?!https?:)([^)#]+)\)', README): assert (ROOT / target).exists(), target
-
-def test_ci_runs_the_readmes_test_command_and_what_trains_once_more_with_another_rounding():
-    install, pytest_ = re.search(r'pip install ("?\.\[test\]"?) && (pytest .*)', README).groups()
-    ci = (ROOT / '.ci' / 'run').read_text(encoding='utf-8').splitlines()
-    assert any(f'pip install --quiet {install}' in l for l in ci)
-    assert ci[-2] == pytest_.strip() and re.fullmatch(r'ATEN_CPU_CAPABILITY=default .*pytest .*-m "trains and not slow"', ci[-1])
