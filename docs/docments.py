@@ -35,12 +35,12 @@ def of(f):
 class Docments(griffe.Extension):
     "Adds them to a docstring, as its sections Args and Returns."
     def on_function(self, *, func, **kwargs):
-        if not func.docstring: return
+        if not (func.docstring or func.name == '__init__'): return
         names = {p.name.lstrip('*') for p in func.parameters} - {'self'}
         said  = comments('\n'.join(func.lines), names)
         back  = said.pop('return', '')
-        text  = func.docstring.value
-        args  = ''.join(f'\n    {n}: {d}' for n, d in said.items() if n in names)
-        if args: text += f'\n\nArgs:{args}'
-        if back and 'Returns:' not in text: text += f'\n\nReturns:\n    {re.sub(r": ", " - ", back)}'
-        func.docstring.value = text
+        text  = func.docstring.value if func.docstring else ''
+        head, *rest = re.split(r'\n\n(?=(?:Raises|Examples):\n)', text, maxsplit=1)
+        if said: head += '\n\nArgs:' + ''.join(f'\n    {n}: {d}' for n, d in said.items())
+        if back: head += f'\n\nReturns:\n    {back}'
+        if said or back: func.docstring = griffe.Docstring('\n\n'.join([head, *rest]).strip(), parent=func)

@@ -19,7 +19,7 @@ import fastgradstats                                              # noqa: E402
 from docments import of                                           # noqa: E402
 
 
-# --- the tables --------------------------------------------------------------------------------------------------------
+# --- the tables ------------------------------------------------------------------------------------------------------
 def table(heads, rows):
     line = lambda cells: '| ' + ' | '.join(re.sub(r'\s+', ' ', str(c)).replace('|', r'\|') for c in cells) + ' |'
     return '\n'.join([line(heads), '|' + '---|' * len(heads), *map(line, rows)])
@@ -73,7 +73,7 @@ def rules():
 
 def limits():
     from fastgradstats.rules import ALL
-    need   = lambda k: ' or '.join(map(need, k)) if isinstance(k, list) else code(' '.join(k))
+    need   = lambda k: ' or '.join(map(need, k)) if isinstance(k, list) else code(' '.join(p for p in k if p != 'iters'))
     limits = lambda f: ', '.join(code(f'{p.name}={p.default:g}') for p in inspect.signature(f).parameters.values()
                                  if isinstance(p.default, (int, float)))
     return table(['rule', 'needs', 'limits', 'where they come from'],
@@ -87,7 +87,7 @@ TABLES = {f.__name__: f for f in (callbacks, settings, diagnosis_settings, stati
                                   api)}
 
 
-# --- MkDocs' events ----------------------------------------------------------------------------------------------------
+# --- MkDocs' events --------------------------------------------------------------------------------------------------
 def outside():
     "Files of the repository that pages link to, README.md and CONTRIBUTING.md first."
     found = ['README.md', 'CONTRIBUTING.md']

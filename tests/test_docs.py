@@ -1,5 +1,4 @@
-"README.md, CONTRIBUTING.md and docs/: built as a site, their code run, and what they say of names, settings, columns and tests."
-import ast
+"README.md, CONTRIBUTING.md and docs/: built as a site, their code run, what they say of names, columns and tests."
 import inspect
 import re
 import subprocess
@@ -21,8 +20,8 @@ from torch import nn
 from torchvision.models import resnet18
 
 import fastgradstats
-from fastgradstats import (ActivationHistCallback, DeadUnitCallback, DiagnosisCallback, GradStatsCallback, LayerStatsCallback,
-                           diagnose)
+from fastgradstats import (ActivationHistCallback, DeadUnitCallback, DiagnosisCallback, GradStatsCallback,
+                           LayerStatsCallback, diagnose)
 from fastgradstats.diagnosis.evidence import run
 from fastgradstats.measure.probes import PROBES
 from fastgradstats.measure.statistics import STATISTICS
@@ -54,8 +53,9 @@ def world(tmp_path, monkeypatch):
     learn.fit(3, cbs=LayerStatsCallback(verbose=False))
     model = mlp()
     names = {n: getattr(fastgradstats, n) for n in PUBLIC}
-    yield dict(names, dls=images(), learn=learn, rec=learn.layer_stats, torch=torch, model=model, loss_func=nn.CrossEntropyLoss(),
-               opt=torch.optim.SGD(model.parameters(), .1), batches=[(torch.randn(8, 6), torch.arange(8) % 3)] * 6)
+    yield dict(names, torch=torch, learn=learn, rec=learn.layer_stats, dls=images(), model=model,
+               loss_func=nn.CrossEntropyLoss(), opt=torch.optim.SGD(model.parameters(), .1),
+               batches=[(torch.randn(8, 6), torch.arange(8) % 3)] * 6)
     plt.close('all')
 
 def blocks(page): return re.findall(r'^```python\n(.*?)^```', PAGES[page], re.M | re.S)
@@ -72,15 +72,18 @@ def test_examples_run(page, world): play(blocks(page), world, page)
 def test_the_recipes_of_contributing_add_what_they_say(world):
     w   = play(blocks('CONTRIBUTING.md'), world, 'CONTRIBUTING.md')
     rec = w['learn'].layer_stats
-    assert np.isfinite(rec['grad', 'peak'][-1]).all() and (rec['grad', 'peak'][-1] >= 1).all() and rec.meta['units']['peak'] == 'ratio'
+    peaks = rec['grad', 'peak'][-1]
+    assert np.isfinite(peaks).all() and (peaks >= 1).all() and rec.meta['units']['peak'] == 'ratio'
     report = diagnose(rec, rules=[*ALL, w['heavy']])
     found  = [f for f in report.findings if f.rule == 'heavy']
     norms  = rec['weight', 'norm'][-1]
-    assert len(found) == 1 and found[0].layer == rec.layers['weight'].layer[norms.argmax()] and found[0].value == pytest.approx(norms.max())
+    assert len(found) == 1 and found[0].layer == rec.layers['weight'].layer[norms.argmax()]
+    assert found[0].value == pytest.approx(norms.max())
     assert 'heavy' in report.checked and 'heavy' in repr(report)
     lines = w['ax'].get_lines()
     assert [l.get_label() for l in lines] == rec.layers['weight'].layer.tolist()
-    np.testing.assert_allclose(np.array([l.get_ydata() for l in lines]).T, rec['weight', 'norm'] - rec['weight', 'norm'][0])
+    drawn = np.array([l.get_ydata() for l in lines]).T
+    np.testing.assert_allclose(drawn, rec['weight', 'norm'] - rec['weight', 'norm'][0])
 
 
 # --- the site --------------------------------------------------------------------------------------------------------
@@ -88,8 +91,8 @@ def test_the_recipes_of_contributing_add_what_they_say(world):
 def site(tmp_path_factory):
     "{page: HTML} of the built site: any broken link or anchor, page left out, or name that is not found fails."
     out   = tmp_path_factory.mktemp('site')
-    build = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'mkdocs', 'build', '--quiet', '--config-file', str(ROOT / 'mkdocs.yml'), '--site-dir', str(out)],
-                           capture_output=True, text=True, timeout=300)
+    build = subprocess.run([sys.executable, '-W', 'ignore', '-m', 'mkdocs', 'build', '--quiet', '--site-dir', str(out)],
+                           cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert build.returncode == 0, build.stdout + build.stderr
     return {str(p.relative_to(out).parent): p.read_text(encoding='utf-8') for p in out.rglob('index.html')}
 
@@ -119,7 +122,8 @@ def test_no_cell_of_a_table_made_from_the_code_is_empty(site):
 
 def test_every_public_name_is_in_the_api_with_what_its_arguments_are(site):
     for name in PUBLIC: assert f'id="fastgradstats.{fastgradstats._where[name]}.{name}"' in site['api'], name
-    for said in ('rows of a window of the life table', 'a fastai Learner that has not trained yet'): assert said in site['api']
+    for said in ('rows of a window of the life table', 'a fastai Learner that has not trained yet',
+                 'keep the calls of one module apart', 'names of rules that end the fit'): assert said in site['api']
 
 def test_a_broken_link_or_anchor_fails(tmp_path):
     from mkdocs.commands.build import build
@@ -128,7 +132,8 @@ def test_a_broken_link_or_anchor_fails(tmp_path):
     def made(text):
         (tmp_path / 'docs').mkdir(exist_ok=True)
         (tmp_path / 'docs' / 'index.md').write_text(text)
-        build(load_config(str(ROOT / 'mkdocs.yml'), docs_dir=str(tmp_path / 'docs'), site_dir=str(tmp_path / 'site'), hooks=[], plugins=[], nav=['index.md']))
+        build(load_config(str(ROOT / 'mkdocs.yml'), docs_dir=str(tmp_path / 'docs'), site_dir=str(tmp_path / 'site'),
+                          hooks=[], plugins=[], nav=['index.md']))
     made('# A heading\n\n[here](#a-heading)')
     for text in ('[x](nowhere.md)', '[x](#nowhere)', '[x](/index.md)', '[x](nowhere)', '![x](no.png)'):
         with pytest.raises(Abort): made(text)
@@ -145,12 +150,15 @@ def test_the_readme_is_short(): assert len(README.splitlines()) <= 150
 
 def test_links_of_readme_and_contributing_lead_to_files():
     for page in ('README.md', 'CONTRIBUTING.md'):
-        for target in re.findall(r'\]\((?!https?:)([^)#]+)', PAGES[page]): assert (ROOT / target).exists(), (page, target)
+        for target in re.findall(r'\]\((?!https?:)([^)#]+)', PAGES[page]):
+            assert (ROOT / target).exists(), (page, target)
     for page in PAGES:
-        for target in re.findall(r'^\[table: \w+\]\((.*)\)$', PAGES[page], re.M): assert (ROOT / page).parent.joinpath(target).exists(), (page, target)
+        for target in re.findall(r'^\[table: \w+\]\((.*)\)$', PAGES[page], re.M):
+            assert (ROOT / page).parent.joinpath(target).exists(), (page, target)
 
 def test_tests_that_are_named_exist():
-    there = {f.name: set(re.findall(r'^ *def (test_\w+)', f.read_text(encoding='utf-8'), re.M)) for f in (ROOT / 'tests').rglob('test_*.py')}
+    tests = lambda f: set(re.findall(r'^ *def (test_\w+)', f.read_text(encoding='utf-8'), re.M))
+    there = {f.name: tests(f) for f in (ROOT / 'tests').rglob('test_*.py')}
     pairs = [pair for text in PAGES.values() for pair in re.findall(r'\b(test_\w+\.py)::(test_\w+)', text)]
     assert len(pairs) > 30
     for file, name in pairs: assert name in there.get(file, ()), f"there is no {file}::{name}"
@@ -183,10 +191,12 @@ def test_the_globs_that_are_shown_match_the_same_layers():
         for glob in globs.values():
             try:
                 with learn.no_logging(): learn.fit(1, cbs=LayerStatsCallback(modules=glob, verbose=False))
-            except ValueError as e: assert f"modules={glob!r} matches no layer" in str(e) and list(learn.model._modules)[0] in str(e)
+            except ValueError as e:
+                assert f"modules={glob!r} matches no layer" in str(e) and list(learn.model._modules)[0] in str(e)
             else: got[net] = glob, learn.layer_stats.layers['activation'].layer.tolist()
     assert {net: glob for net, (glob, _) in got.items()} == globs
-    ends = [[l.split('.', 1)[1] for l in layers] for layers in (got['resnet18()'][1], [l[2:] for l in got['vision_learner(dls, resnet18)'][1]])]
+    plain, fine = (layers for _, layers in got.values())
+    ends = [[l.split('.', 1)[1] for l in layers] for layers in (plain, [l.split('.', 1)[1] for l in fine])]
     assert ends[0] == ends[1] and len(ends[0]) == 4
 
 def test_the_two_gains_are_what_is_said_of_them():
@@ -207,7 +217,8 @@ def test_the_learning_rate_of_every_parameter_is_recorded_with_update():
     np.testing.assert_allclose(learn.layer_stats['update', 'lr'][0], [.01] * 2 + [.1] * 4, rtol=1e-6)
     np.testing.assert_allclose(learn.layer_stats.iters.lr, .1)
 
-@pytest.mark.parametrize('cb', [LayerStatsCallback, GradStatsCallback, ActivationHistCallback, DeadUnitCallback, DiagnosisCallback])
+@pytest.mark.parametrize('cb', [LayerStatsCallback, GradStatsCallback, ActivationHistCallback, DeadUnitCallback,
+                                DiagnosisCallback])
 def test_only_layer_stats_callback_prints(cb, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -216,27 +227,21 @@ def test_only_layer_stats_callback_prints(cb, capsys):
 
 
 # --- public names ----------------------------------------------------------------------------------------------------
-def public(name):
-    f = getattr(fastgradstats, name)
-    return f, f.__init__ if inspect.isclass(f) and '__init__' in vars(f) and not hasattr(f, '_fields') else f
-
 @pytest.mark.parametrize('name', PUBLIC)
 def test_public_names_are_typed(name):
-    f, called = public(name)
-    sig  = inspect.signature(called)
-    bare = [p.name for p in sig.parameters.values() if p.name != 'self' and p.annotation is p.empty]
-    assert not bare
+    f   = getattr(fastgradstats, name)
+    sig = inspect.signature(f.__init__ if inspect.isclass(f) and not issubclass(f, tuple) else f)
+    assert not [p.name for p in sig.parameters.values() if p.name != 'self' and p.annotation is p.empty]
     if not inspect.isclass(f): assert sig.return_annotation is not sig.empty
 
 @pytest.mark.parametrize('name', PUBLIC)
 def test_public_names_say_what_they_raise_and_show_an_example_that_runs(name, world):
-    f, called = public(name)
+    f   = getattr(fastgradstats, name)
     doc = inspect.getdoc(f)
-    raises = any(isinstance(n, ast.Raise) for n in ast.walk(ast.parse(inspect.cleandoc('if 1:\n' + inspect.getsource(called)))))
-    if raises: assert '\nRaises:\n' in doc
-    examples = DocTestParser().get_examples(doc)
-    assert examples and name in ''.join(e.source for e in examples)
-    play([e.source for e in examples], world, name)
+    if not inspect.isclass(f): assert '\nRaises:\n' in doc
+    examples = [e.source for e in DocTestParser().get_examples(doc)]
+    assert name in ''.join(examples)
+    play(examples, world, name)
 
 def test_type_checkers_are_told_that_the_package_is_typed():
     assert (Path(fastgradstats.__file__).parent / 'py.typed').exists()

@@ -4,10 +4,12 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from fastai.learner import Learner
 
 from ..diagnosis.fixes import advise, signal
 from .._text import num
@@ -64,10 +66,18 @@ class InitCheck:
 
 
 def check_init(
-    learn,                        # a fastai Learner that has not trained yet
-    modules=None,                 # as LayerStatsCallback
-):                                # an InitCheck
-    "One batch forward and backward on a copy: no step is taken; model, optimizer and random state are as before."
+    learn: Learner,               # a fastai Learner that has not trained yet
+    modules: Any = None,          # as LayerStatsCallback
+) -> InitCheck:
+    """One batch forward and backward on a copy: no step is taken; model, optimizer and random state are as before.
+
+    Raises:
+        TypeError: `learn` is no Learner.
+
+    Examples:
+        >>> check_init(learn)
+        >>> check_init(learn).ok
+    """
     if not (hasattr(learn, 'dls') and hasattr(learn, 'loss_func')):
         raise TypeError(f"check_init takes a fastai Learner, which has the model, its data and its loss; got "
                         f"{type(learn).__name__}. Give Learner(dls, model, loss_func)")

@@ -10,6 +10,9 @@ import inspect
 import math
 import time
 import weakref
+from collections.abc import Callable, Sequence
+from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,32 +139,45 @@ def _arguments(cls):
                               if n != 'self' and p.kind is not p.VAR_KEYWORD))
 
 
+Stats = str | Callable | Sequence | None | EllipsisType       # names, Statistics or functions; None: off; ...: default
+
 class LayerStatsCallback(Callback):
-    "Record every layer's gradients, activations, weights, updates and dead units while the Learner trains."
+    """Record every layer's gradients, activations, weights, updates and dead units while the Learner trains.
+
+    Raises:
+        TypeError: an argument that there is not, or of another type; the nearest is named.
+        ValueError: a statistic that there is not, one given twice, or a setting out of its range; when a fit begins,
+            two callbacks of one class on one Learner.
+
+    Examples:
+        >>> learn.fit(1, cbs=LayerStatsCallback(grad=['norm'], grad_output=['norm'], every=10))
+        >>> learn.layer_stats['grad', 'norm']
+    """
     order, run_valid = 10.5, False
     _stateattrs      = ('_live',)
     _default_probes  = DEFAULTS
 
     def __init__(self,
-        grad=...,           # statistics of parameters' gradients: names, Statistics, functions; None: off; ...: default
-        activation=...,       # of modules' outputs
-        grad_output=...,      # of the gradients with respect to modules' outputs (default off)
-        grad_used=...,        # of the gradients as the optimizer consumes them (default off)
-        weight=...,           # of the parameters before the step
-        update=...,           # of what the step changed; keeps one copy of the trainable parameters
-        input=...,            # of the model's input
-        output=...,           # of the model's output
+        grad:        Stats = ...,   # statistics of parameters' gradients: names, Statistics, functions; None: off
+        activation:  Stats = ...,   # of modules' outputs
+        grad_output: Stats = ...,   # of the gradients with respect to modules' outputs (default off)
+        grad_used:   Stats = ...,   # of the gradients as the optimizer consumes them (default off)
+        weight:      Stats = ...,   # of the parameters before the step
+        update:      Stats = ...,   # of what the step changed; keeps one copy of the trainable parameters
+        input:       Stats = ...,   # of the model's input
+        output:      Stats = ...,   # of the model's output
         *,
-        modules=None,         # where activation and grad_output are read: a glob on layer names, module class(es), a
-                              # list of modules, or f(name, module) -> bool; by default at the nonlinearities
-        every=1,              # measure every n-th row, or where f(iteration) is true
-        sample=65536,         # larger tensors are sampled for shares, medians and histograms; None: everything
-        window=None,          # rows a window of the life table has; None: an epoch, at least 20
-        per_call=False,       # keep the calls of one module apart: on an RNNCell the call is the time step
-        unit_dim=None,        # the axis of the units, where the layer before does not tell
-        placebo=False,        # measure rec['grad', 'placebo'] every 25th measured row, or every so many; see placebo.py
-        verbose=True,         # print what was found when a fit ends
-        **unknown,            # there are no others: names the one that was meant
+        modules:  Any = None,           # where activation and grad_output are read: a glob on layer names, module
+                                        # class(es), a list of modules, or f(name, module) -> bool; by default at the
+                                        # nonlinearities
+        every:    int | Callable = 1,   # measure every n-th row, or where f(iteration) is true
+        sample:   int | None = 65536,   # larger tensors are sampled for shares, medians and histograms; None: all
+        window:   int | None = None,    # rows a window of the life table has; None: an epoch, at least 20
+        per_call: bool = False,         # keep the calls of one module apart: on an RNNCell the call is the time step
+        unit_dim: int | None = None,    # the axis of the units, where the layer before does not tell
+        placebo:  bool | int = False,   # measure rec['grad', 'placebo'] every 25th measured row, or every so many
+        verbose:  bool = True,          # print what was found when a fit ends
+        **unknown: Any,                 # there are no others: names the one that was meant
     ):
         super().__init__()
         check_names(type(self).__name__, unknown, _arguments(type(self)))
@@ -326,7 +342,13 @@ class LayerStatsCallback(Callback):
 
 
 class GradStatsCallback(LayerStatsCallback):
-    "Record the gradients of every parameter, and how large the step is."
+    """Record the gradients of every parameter, and how large the step is.
+
+    Examples:
+        >>> learn.add_cb(GradStatsCallback())
+        >>> learn.fit(1)
+        >>> learn.grad_stats.plot('median')
+    """
     _default_probes = {p: DEFAULTS[p] for p in ('grad', 'weight', 'update')}
     def plot(self, stat='norm', **kwargs):
         "A statistic of the parameters' gradients over the iterations, a line a layer."
@@ -337,7 +359,13 @@ class GradStatsCallback(LayerStatsCallback):
 
 
 class ActivationHistCallback(LayerStatsCallback):
-    "Record histograms and moments of every activation; answers fastbook's calls to `learn.activation_stats`."
+    """Record histograms and moments of every activation; answers fastbook's calls to `learn.activation_stats`.
+
+    Examples:
+        >>> learn.add_cb(ActivationHistCallback())
+        >>> learn.fit(1)
+        >>> learn.activation_hist.color_dim(-2)
+    """
     _default_probes = {'activation': [s for s in DEFAULTS['activation'] if s not in ('frac_dead', 'frac_dormant')]}
 
     def _column(self, idx):
@@ -377,7 +405,12 @@ class ActivationHistCallback(LayerStatsCallback):
 
 
 class DeadUnitCallback(LayerStatsCallback):
-    "Record which units are dead: those whose output did not vary at all over a window."
+    """Record which units are dead: those whose output did not vary at all over a window.
+
+    Examples:
+        >>> learn.fit(1, cbs=DeadUnitCallback(window=20))
+        >>> learn.layer_stats.units
+    """
     _default_probes = {'activation': ['frac_dead', 'frac_dormant']}
     def plot(self, **kwargs):
         "The share of dead units of every activation over the windows."

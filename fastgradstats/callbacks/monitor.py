@@ -4,6 +4,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -27,14 +29,24 @@ class _Due:
 
 
 class DiagnosisCallback(LayerStatsCallback):
-    "Diagnose while training; warn once per finding; end the fit on those in `stop_on`; keep the last losses and norms."
+    """Diagnose while training; warn once a finding; end the fit on those in `stop_on`; keep the last losses and norms.
+
+    Raises:
+        TypeError: `rules` is no list of functions, or as LayerStatsCallback.
+        ValueError: `stop_on` has a name that no rule has, or as LayerStatsCallback.
+
+    Examples:
+        >>> learn.fit(2, cbs=DiagnosisCallback(stop_on='non_finite', check=50))
+    """
     def __init__(self,
-        stop_on=('non_finite', 'exploding'),  # names of rules that end the fit when they find a warning or worse
-        every=1,              # measure every n-th iteration; from the first sign of trouble all of the next `keep`
-        keep=200,             # iterations that the flight recorder holds
-        check=WINDOW,         # iterations between two diagnoses
-        rules=ALL,            # as `diagnose`
-        **settings,           # the probes and settings of LayerStatsCallback
+        stop_on: str | Sequence[str] | None = ('non_finite', 'exploding'),
+                                          # names of rules that end the fit when they find a warning or worse
+        every:   int = 1,                 # measure every n-th iteration; from the first sign of trouble all of the
+                                          # next `keep`
+        keep:    int = 200,               # iterations that the flight recorder holds
+        check:   int = WINDOW,            # iterations between two diagnoses
+        rules:   Sequence[Callable] = ALL,    # as `diagnose`
+        **settings: Any,                  # the probes and settings of LayerStatsCallback
     ):
         if not isinstance(rules, (list, tuple)) or not all(map(callable, rules)):
             raise TypeError(f"rules is a list of rules, as of `diagnose`; got {rules!r}")

@@ -2,16 +2,18 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from .._text import join, num
 from .evidence import FEWEST, LOUD, run, trailing
 from ..record.record import DERIVED, Record, to_record
-from .rules import ALL, Unreadable
+from .rules import ALL, Finding, Unreadable
 from .layer_states import VERDICTS, layer_verdicts, network_state      # noqa: F401
 from .thresholds import DEAD_JUMP, SETTLE, WHOLE
 
@@ -42,11 +44,24 @@ class Skipped(NamedTuple):
     how:  str
 
 class Report:
-    "What `diagnose` found: `verdict`, `findings`, `checked`, `skipped`, `layers`."
-    def __init__(self, verdict, findings, checked, skipped, layers, trials=None):
+    """What `diagnose` found: `verdict`, `findings`, `checked`, `skipped`, `layers`.
+
+    Examples:
+        >>> report: Report = diagnose(rec)
+        >>> report.verdict, report.ok, report.critical
+        >>> [f.rule for f in report.findings]
+    """
+    def __init__(self,
+        verdict: str,                 # one sentence
+        findings: list[Finding],      # in the order of cause
+        checked: list[str],           # the rules that could judge
+        skipped: list[Skipped],       # those that could not, why, and what to record
+        layers: pd.DataFrame,         # the verdict on every layer
+        trials: dict | None = None,   # before and after each fix, from verify=True
+    ):
         self.verdict, self.findings, self.layers = verdict, findings, layers
         self.checked, self.skipped = checked, skipped
-        self.trials = trials                      # before and after each fix, from verify=True
+        self.trials = trials
 
     @property
     def critical(self): return any(f.severity == 'critical' for f in self.findings)
@@ -110,12 +125,21 @@ def _plain(o):
 
 
 def diagnose(
-    rec,                          # a Record, or a Learner (its layer_stats)
-    rules=ALL,                    # functions of a Record that yield Findings
+    rec: Record | Any,                    # a Record, or a Learner (its layer_stats)
+    rules: Sequence[Callable] = ALL,      # functions of a Record that yield Findings
     *,
-    verify=False,                 # try a Learner's first fix on a copy for 50 iterations, show before and after
-):                                # a Report
-    "What is wrong, where, since when, on what evidence, what to do. What was not measured is skipped, never healthy."
+    verify: bool = False,                 # try a Learner's first fix on a copy for 50 iterations, show before and after
+) -> Report:
+    """What is wrong, where, since when, on what evidence, what to do. What was not measured is skipped, never healthy.
+
+    Raises:
+        TypeError: `rec` is neither a Record nor a Learner.
+        ValueError: the Learner has recorded nothing; `verify` without a Learner.
+
+    Examples:
+        >>> diagnose(learn.layer_stats)
+        >>> diagnose(learn, verify=True)
+    """
     if hasattr(rec, 'layer_stats'):
         if verify: return rec.diagnose(rules=rules, verify=True)                   # training: the callbacks' side
         rec = rec.layer_stats

@@ -15,8 +15,16 @@ LEAK, SUB, MAXV = .1, .4, 6.
 
 class GeneralRelu(nn.Module):
     """ReLU that leaks, is shifted down by `sub` and cut off at `maxv` (fastai course v3, lesson 10). Changes no input
-    in place."""
-    def __init__(self, leak=None, sub=None, maxv=None):
+    in place.
+
+    Examples:
+        >>> GeneralRelu(leak=.1, sub=.4, maxv=6.)(torch.randn(8))
+    """
+    def __init__(self,
+        leak: float | None = None,    # slope below zero
+        sub:  float | None = None,    # what is taken off
+        maxv: float | None = None,    # the largest value
+    ):
         super().__init__()
         self.leak, self.sub, self.maxv = leak, sub, maxv
 

@@ -23,7 +23,13 @@ DORMANT = 0.025                   # tau of Sokar et al. 2023, arXiv 2302.12902
 
 @dataclass(frozen=True)
 class Statistic:
-    "A reduction of one tensor to a number (or a histogram), with how two partial results merge."
+    """A reduction of one tensor to a number (or a histogram), with how two partial results merge. Called on a tensor it
+    gives its value; `statistic` makes one.
+
+    Examples:
+        >>> size = Statistic('size', 'elements', f=lambda view: (float(view.n),))
+        >>> size(torch.ones(2, 3))
+    """
     name:   str
     unit:   str
     f:      Callable = field(repr=False, default=None)        # View -> tuple, the partial result
@@ -45,12 +51,28 @@ class Statistic:
         return self.finish(*(read(v) if self.kind != 'scalar' else read(v).reshape(()) for v in p))
 
 
-def statistic(f=None, *, unit='', name=None, merge=None, finish=None):
+def statistic(
+    f: Callable | None = None,           # f(x): x a float tensor of any shape -> a 0-dim tensor or a number; with
+                                         # `merge`, a tuple of them
+    *,
+    unit: str = '',                      # written into the record and on the axes of plots
+    name: str | None = None,             # by default the function's
+    merge: Callable | None = None,       # (partial, partial) -> partial, of float64 arrays
+    finish: Callable | None = None,      # (*partial) -> value
+) -> Statistic:                          # or, without `f`, a decorator
     """Make a statistic of a function of one tensor, for use beside the built-in names.
 
-    `f(x)`: x a float tensor of any shape -> a 0-dim tensor or a number; with `merge`, a tuple of them. Without `merge`
-    the value of an activation is NaN wherever several tensors make one row (a module called twice, accumulated
-    batches).
+    Without `merge` the value of an activation is NaN wherever several tensors make one row (a module called twice,
+    accumulated batches).
+
+    Raises:
+        TypeError: `f` is no function.
+        ValueError: it has no name that an attribute could have; when it is called, it gives other than one number.
+
+    Examples:
+        >>> @statistic(unit='ratio')
+        ... def peak(x): return x.abs().max() / x.abs().mean()
+        >>> learn.fit(1, cbs=LayerStatsCallback(grad=['norm', peak]))
     """
     if f is None: return lambda f: statistic(f, unit=unit, name=name, merge=merge, finish=finish)
     if not callable(f): raise TypeError(f"a statistic is made of a function f(x) of a tensor; got {f!r}")

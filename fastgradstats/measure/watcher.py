@@ -12,6 +12,7 @@ import time
 import weakref
 from functools import wraps
 from numbers import Real
+from typing import Any
 
 import torch
 
@@ -310,14 +311,27 @@ class Watch:
 
 
 def watch(
-    model,                # the model, as the loop calls it
-    opt,                  # the torch.optim optimizer whose steps are the rows
+    model: torch.nn.Module,             # the model, as the loop calls it
+    opt: torch.optim.Optimizer,         # the optimizer whose steps are the rows
     *,
-    window=50,            # rows of a window of the life table: a plain loop has no epochs
-    scaler=None,          # the loop's GradScaler: `grad_output` is divided by its scale
-    **settings,           # the probes and settings of LayerStatsCallback, but for `verbose`
-):
-    "Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`."
+    window: int | None = 50,            # rows of a window of the life table: a plain loop has no epochs
+    scaler: Any = None,                 # the loop's GradScaler: `grad_output` is divided by its scale
+    **settings: Any,                    # the probes and settings of LayerStatsCallback, but for `verbose`
+) -> Watch:
+    """Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`.
+
+    Raises:
+        TypeError: the model is no Module, the optimizer none of torch's, or a setting is not known.
+        ValueError: a setting is out of its range.
+
+    Examples:
+        >>> with watch(model, opt, every=2) as w:
+        ...     for x, y in batches:
+        ...         w.loss(loss_func(model(x), y)).backward()
+        ...         opt.step()
+        ...         opt.zero_grad()
+        >>> w.record['grad', 'norm']
+    """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"watch takes the model, an nn.Module, then the optimizer; got {type(model).__name__} first")
     if not hasattr(opt, 'register_step_pre_hook'):
