@@ -177,8 +177,9 @@ def test_columns_of_iters_are_all_there_are():
     assert [n for names, _ in rows('docs/record.md', 'Columns of rec.iters') for n in names] == [
         c for c in ITER_COLS for c in ([c, 'gain'] if c == 'loss_constant' else [c])]
 
-NETS = {'resnet18()':                     lambda: Learner(images(), resnet18(num_classes=3), loss_func=nn.CrossEntropyLoss()),
-        'vision_learner(dls, resnet18)':  lambda: vision_learner(images(), resnet18, **VISION)}
+NETS = {
+    'resnet18()':                    lambda: Learner(images(), resnet18(num_classes=3), loss_func=VISION['loss_func']),
+    'vision_learner(dls, resnet18)': lambda: vision_learner(images(), resnet18, **VISION)}
 
 def test_the_globs_that_are_shown_match_the_same_layers():
     said  = next(l for l in PAGES['docs/callbacks.md'].splitlines() if l.startswith('`modules` chooses'))
