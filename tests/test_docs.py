@@ -165,10 +165,12 @@ def test_tests_that_are_named_exist():
     for text in PAGES.values():
         for file in re.findall(r'\btest_\w+\.py\b', text): assert file in there, f"there is no {file}"
 
-def test_ci_runs_the_readmes_test_command():
+def test_ci_runs_the_readmes_test_command_and_what_trains_once_more_with_another_rounding():
     install, pytest_ = re.search(r'pip install ("?\.\[test\]"?) && (pytest .*)', README).groups()
-    ci = (ROOT / '.ci' / 'run').read_text(encoding='utf-8')
-    assert f'pip install --quiet {install}' in ci and ci.rstrip().endswith(pytest_.strip())
+    ci = (ROOT / '.ci' / 'run').read_text(encoding='utf-8').splitlines()
+    assert any(f'pip install --quiet {install}' in l for l in ci)
+    assert ci[-2] == pytest_.strip()
+    assert re.fullmatch(r'ATEN_CPU_CAPABILITY=default .*pytest .*-m "trains and not slow"', ci[-1])
 
 def test_probes_are_all_there_are():
     assert [n for names, _ in rows('docs/statistics.md', 'Probes') for n in names] == list(PROBES)
