@@ -11,7 +11,7 @@ from .edits import Momentum
 from .init import kaiming, xavier
 from .losses import ELBO, BellsNLL, Contrastive, Played, Tasks
 from .nets import dense, images, sequences as seqs
-from .setup import Setup
+from .setups import Setup
 
 BCE, MSE = nn.BCEWithLogitsLoss, nn.MSELoss
 flat     = partial(d.images, True)

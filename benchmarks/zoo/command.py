@@ -14,7 +14,7 @@ import torch
 from . import HALVES, __doc__ as what
 from .advice import try_advice
 from .mending import intervene
-from .report import report
+from .report import publish
 from .training import path, record, runs
 
 
@@ -46,4 +46,4 @@ def main():
     a = ap.parse_args()
     torch.set_num_threads(1)
     Path(a.out).mkdir(parents=True, exist_ok=True)
-    return report(a) if a.report else intervene(a) if a.mend else try_advice(a) if a.advice else write(a)
+    return publish(a) if a.report else intervene(a) if a.mend else try_advice(a) if a.advice else write(a)

@@ -108,7 +108,7 @@ def tables(out, seeds, half, only='*'):
                       f"Misses: {listed(sick[~sick.right], 'first')}.", '',
                       f"False alarms: {listed(well[well.alarm], 'first')}.", ''])
 
-def report(a):
+def publish(a):
     "Print the tables, or write them into a file."
     for h in ('tuned', 'unseen') if a.half == 'both' else (a.half,):
         t = tables(a.out, a.seeds, h, a.only)

@@ -52,7 +52,8 @@ MISSED = {('high_zero_init', True)}                                    # in thre
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name,sick', [
-    pytest.param(*run, marks=pytest.mark.xfail(reason='missed in most seeds') if run in MISSED else ()) for run in zoo.runs(half='tuned')])
+    pytest.param(*run, marks=pytest.mark.xfail(reason='missed in most seeds') if run in MISSED else ())
+    for run in zoo.runs(half='tuned')])
 def test_the_tuned_half(name, sick):
     "In four of five seeds: one run near a threshold may go either way with the rounding."
     assert sum(judged(name, sick, seed)[0] for seed in range(5)) >= 4
