@@ -48,7 +48,7 @@ def test_twins_differ_in_the_guilty_module_alone(name):
         p, q = (dict(k.model.get_submodule(n).named_parameters(recurse=False)) for k in twins)
         assert all((p[i] == q[i]).all() for i in p), n
 
-MISSED = {('high_zero_init', True)}                                    # in three seeds of five, as benchmarks/zoo.md has it
+MISSED = {('high_zero_init', True)}                                    # in three seeds of five (benchmarks/zoo.md)
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name,sick', [
