@@ -73,7 +73,8 @@ def rules():
 
 def limits():
     from fastgradstats.rules import ALL
-    need   = lambda k: ' or '.join(map(need, k)) if isinstance(k, list) else code(' '.join(p for p in k if p != 'iters'))
+    named  = lambda k: code(k[1] if k[0] == 'iters' else ' '.join(k))
+    need   = lambda k: ' or '.join(map(named, k)) if isinstance(k, list) else named(k)
     limits = lambda f: ', '.join(code(f'{p.name}={p.default:g}') for p in inspect.signature(f).parameters.values()
                                  if isinstance(p.default, (int, float)))
     return table(['rule', 'needs', 'limits', 'where they come from'],

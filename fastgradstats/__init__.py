@@ -1,28 +1,20 @@
 """See inside a network while it trains: fastai Callbacks that record every layer, plots of the record, and what they
 mean."""
+import ast
 import sys
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 
 __version__ = '0.1.0'
 
-# public name -> the module it lives in; loaded on first use, so that reading a record imports neither torch nor fastai
-_home = {
-    'record.record':           ['Record'],
-    'measure.statistics':      ['Statistic', 'statistic'],
-    'measure.watcher':         ['watch'],
-    'callbacks.layer_stats':   ['LayerStatsCallback', 'GradStatsCallback', 'ActivationHistCallback',
-                                'DeadUnitCallback'],
-    'callbacks.monitor':       ['DiagnosisCallback'],
-    'callbacks.init_check':    ['check_init'],
-    'lesson10.nets':           ['GeneralRelu'],
-    'comparison.comparison':   ['compare', 'Comparison'],
-    'diagnosis.report':        ['diagnose', 'Report'],
-    'diagnosis.finding':       ['Finding'],
-    'plots.overview':          ['plot_overview', 'plot_heat', 'plot_lines', 'plot_color_dim', 'plot_dead_chart',
-                                'plot_grad_flow', 'plot_small_gradients'],
-}
-_where  = {name: module for module, names in _home.items() for name in names}
+def _public(stub):
+    "{public name: the module it lives in}, from the imports of the stub: one list, for type checkers too."
+    imports = (n for n in ast.parse(stub.read_text(encoding='utf-8')).body if isinstance(n, ast.ImportFrom))
+    return {a.name: n.module for n in imports for a in n.names}
+
+# loaded on first use, so that reading a record imports neither torch nor fastai
+_where  = _public(Path(__file__).with_suffix('.pyi'))
 __all__ = list(_where)
 
 def __getattr__(name):
