@@ -140,7 +140,8 @@ class Steps:
     def _norms(self, ts, known=()):
         "The 2-norm of every tensor; on the CPU those of the small ones in one call."
         out = dict(known)
-        few = small_ones(ts) if len(out) < len(ts) and self.host is not False else []
+        rest = [k for k in range(len(ts)) if k not in out]
+        few = [rest[j] for j in small_ones([ts[k] for k in rest])] if self.host is not False else []
         if few:
             x, ends = self.places.line_up([ts[k] for k in few])
             found   = np.empty(len(ends))
