@@ -17,6 +17,7 @@ from ..diagnosis.report import diagnose
 from ..diagnosis.evidence import run
 from ..diagnosis.finding import Finding, rule
 from ..diagnosis.rules import bad_init, input_scale, non_finite, saturated
+from ..measure.rng import unchanged_random_state
 from ..measure.watcher import watch
 
 @rule(needs=[('grad_output', 'std')],
@@ -81,11 +82,8 @@ def check_init(
     if not (hasattr(learn, 'dls') and hasattr(learn, 'loss_func')):
         raise TypeError(f"check_init takes a fastai Learner, which has the model, its data and its loss; got "
                         f"{type(learn).__name__}. Give Learner(dls, model, loss_func)")
-    dl    = learn.dls.train
-    cuda  = [torch.cuda.get_rng_state(i) for i in _cuda()]
-    state = torch.get_rng_state(), random.getstate(), np.random.get_state(), cuda
-    own   = dl.rng.getstate() if isinstance(getattr(dl, 'rng', None), random.Random) else None
-    try:
+    dl = learn.dls.train
+    with unchanged_random_state(rngs=[r for r in [getattr(dl, 'rng', None)] if isinstance(r, random.Random)]):
         model, loss_func = copy.deepcopy(learn.model).train(), copy.deepcopy(learn.loss_func)
         batch = next(iter(dl))
         n_inp = getattr(learn.dls, 'n_inp', 1)
@@ -100,15 +98,7 @@ def check_init(
                 w.loss(loss).backward()
                 opt.step()
         rec = w.record
-    finally:
-        torch.set_rng_state(state[0]); random.setstate(state[1]); np.random.set_state(state[2])
-        for i, s in zip(_cuda(), state[3]): torch.cuda.set_rng_state(s, i)
-        if own is not None: dl.rng.setstate(own)
     return _read(rec, float(loss.detach()))
-
-def _cuda():
-    ready = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return range(torch.cuda.device_count()) if ready else ()
 
 def _read(rec, loss):
     acts, b = _backward(rec)

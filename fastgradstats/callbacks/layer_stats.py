@@ -21,7 +21,7 @@ from fastai.callback.training import GradientClip
 from fastai.learner import Learner
 from fastai.torch_core import find_bs
 
-from ..measure.baseline_loss import ConstantAnswer
+from ..measure.baseline_loss import BaselineLoss
 from ..diagnosis.report import diagnose
 from ..plots.axes import pick_layers
 from ..plots.overview import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
@@ -245,7 +245,7 @@ class LayerStatsCallback(Callback):
         if live.new or live.constant is None:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
-            live.constant = ConstantAnswer(w)
+            live.constant = BaselineLoss(w.log)
         live.i, live.life, live.cut = life.iter, life, False
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w

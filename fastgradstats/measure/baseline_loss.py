@@ -9,20 +9,21 @@ import random
 import numpy as np
 import torch
 
-from .readers import kernels
-from .readers.cpu import base
+from .reductions import base
+from .rng import unchanged_random_state
 
 
-class ConstantAnswer:
+class BaselineLoss:
     """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a
     loss that draws random numbers or that changes a buffer is found out at its first use."""
-    def __init__(self, watcher):
-        self.watcher, self.off, self.guard = watcher, False, None
-        self.plain = None                         # the loss function, if it is what `_cross_entropy` computes
+    def __init__(self, builder):
+        self.builder, self.off = builder, False
+        self.draws      = None                    # whether it draws random numbers of torch's, once it is known
+        self.class_axis = None                    # of the answers, if the loss is what `_cross_entropy` computes
 
     def _give_up(self, why):
         self.off = True
-        self.watcher.log.ignore('loss_constant', why)
+        self.builder.ignore('loss_constant', why)
         return math.nan
 
     def __call__(self, loss_func, pred, yb):
@@ -30,53 +31,55 @@ class ConstantAnswer:
         if not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or pred.dim() == 0:
             return self._give_up(f"the model's answer is no float tensor but {type(pred).__name__}")
         if len(pred) < 2: return math.nan                             # the mean of one answer is that answer
-        if self.plain is loss_func and (quick := _cross_entropy(pred, yb)) is not None: return quick
-        mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
-        if self.guard is None: return self._first(loss_func, mean, yb)
+        if self.draws is None: self.class_axis = _class_axis(loss_func)
         try:
-            with torch.no_grad():
-                if not self.guard: return loss_func(mean, *yb)
-                with torch.random.fork_rng(devices=_cuda(pred)): return loss_func(mean, *yb)
+            with torch.no_grad(): return self._read(loss_func, pred, yb)
         except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
 
+    def _read(self, loss_func, pred, yb):
+        quick = None if self.class_axis is None else _cross_entropy(pred, yb, self.class_axis)
+        if quick is not None: return quick
+        mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
+        if self.draws is None: return self._first(loss_func, mean, yb)
+        if not self.draws:     return loss_func(mean, *yb)
+        with unchanged_random_state(pred.device): return loss_func(mean, *yb)
+
     def _first(self, loss_func, mean, yb):
-        kept   = _state_of(loss_func)
-        before = torch.get_rng_state()
-        others = random.getstate(), np.random.get_state()
-        why    = None
-        try:
-            with torch.no_grad(), torch.random.fork_rng(devices=_cuda(mean)):
-                out   = loss_func(mean, *yb)
-                drawn = not torch.equal(before, torch.get_rng_state())
-        except Exception as e: why = f"the loss function refused it: {type(e).__name__}: {e}"
-        if random.getstate() != others[0] or not np.array_equal(np.random.get_state()[1], others[1][1]):
-            why = "the loss function draws random numbers of Python's or NumPy's"
-        random.setstate(others[0])
-        np.random.set_state(others[1])
-        if _put_back(kept): why = 'the loss function changes its own buffers or attributes'
-        if why: return self._give_up(why)
-        self.guard = drawn or mean.is_cuda
-        self.plain = loss_func if self.watcher.host is not False and _is_cross_entropy(loss_func) else None
-        return out
+        kept = _state_of(loss_func)
+        why  = None
+        with unchanged_random_state(mean.device):
+            before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]
+            try: out = loss_func(mean, *yb)
+            finally: changed = _put_back(kept)
+            if random.getstate() != before[1] or not np.array_equal(np.random.get_state()[1], before[2]):
+                why = "the loss function draws random numbers of Python's or NumPy's"
+            self.draws = mean.is_cuda or not torch.equal(before[0], torch.get_rng_state())
+        if changed: why = 'the loss function changes its own buffers or attributes'
+        return self._give_up(why) if why else out
 
-def _is_cross_entropy(loss_func):
-    "Whether it is the mean cross-entropy without weights, smoothing or hooks: torch's own, or fastai's around it."
+def _class_axis(loss_func):
+    """The axis of the classes where it is the mean cross-entropy without weights, smoothing or hooks, torch's own or
+    fastai's around it; else None."""
+    axis = 1
     if type(loss_func).__name__ == 'CrossEntropyLossFlat':
-        if loss_func.floatify or loss_func.axis not in (1, -1): return False
-        loss_func = loss_func.func
-    if loss_func is torch.nn.functional.cross_entropy: return True
-    return (type(loss_func) is torch.nn.CrossEntropyLoss and loss_func.weight is None and loss_func.reduction == 'mean'
-            and not loss_func.label_smoothing and loss_func.ignore_index < 0
-            and not loss_func._forward_hooks and not loss_func._forward_pre_hooks)
+        if loss_func.floatify or not loss_func.is_2d: return None
+        axis, loss_func = loss_func.axis, loss_func.func
+    if loss_func is torch.nn.functional.cross_entropy: return axis
+    if type(loss_func) is not torch.nn.CrossEntropyLoss: return None
+    plain = (loss_func.weight is None and loss_func.reduction == 'mean' and not loss_func.label_smoothing
+             and loss_func.ignore_index == -100 and not loss_func._forward_hooks and not loss_func._forward_pre_hooks)
+    return axis if plain else None
 
-def _cross_entropy(pred, yb):
-    "The cross-entropy of the mean answer in one pass over the answers, or None where it is not as simple as that."
-    if len(yb) != 1 or not isinstance(yb[0], torch.Tensor): return None
-    pred, y = base(pred), base(yb[0])
-    if not (pred.dtype is torch.float32 and y.dtype is torch.int64 and pred.dim() == 2 and y.dim() == 1 and pred.is_cpu
-            and y.is_cpu and len(y) == len(pred) and pred.is_contiguous() and y.is_contiguous()): return None
-    loss = kernels.cross_entropy_of_mean(pred.detach().numpy(), y.numpy())
-    return None if math.isnan(loss) else loss
+def _cross_entropy(pred, yb, axis):
+    "The cross-entropy of the mean answer: its log-softmax once, not once an example. None where it is not so simple."
+    if len(yb) != 1 or not isinstance(yb[0], torch.Tensor) or not -pred.dim() <= axis < pred.dim(): return None
+    pred, y, axis = base(pred).detach(), base(yb[0]), axis % pred.dim()
+    if not axis or y.dtype != torch.int64 or y.shape != pred.shape[:axis] + pred.shape[axis + 1:]: return None
+    wide  = torch.float32 if pred.device.type == 'mps' else torch.float64
+    logp  = torch.log_softmax(pred.mean(0, keepdim=True, dtype=wide), axis).expand_as(pred)
+    known = y != -100                                                      # torch's ignore_index
+    each  = logp.gather(axis, torch.where(known, y, 0).unsqueeze(axis)).squeeze(axis)
+    return -(each * known).sum() / known.sum()
 
 def _state_of(loss_func):
     "The tensors, numbers and plain containers that a loss function keeps, with copies of them."
@@ -108,5 +111,3 @@ def _put_back(kept):
         elif v is not old: v.clear(); (v.update if isinstance(v, set) else v.extend)(old)
         d[k], changed = v, True
     return changed
-
-def _cuda(t): return [t.device] if t.is_cuda else []

@@ -33,7 +33,7 @@ class Processes:
         return found if found.n > 1 else None
 
     def merge(self, log, fired):
-        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the Gathering of
+        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the RecordBuilder of
         this process, `fired`: the names of the modules that ran; those of all are returned."""
         log.flush()
         got = [None] * self.n if self.rank == 0 else None

@@ -2,21 +2,19 @@
 from __future__ import annotations
 
 import math
-import random
 import time
 import weakref
 from functools import wraps
 
-import numpy as np
 import torch
 
 from .record_builder import Part
 from .optimizer_info import describe
-from .readers.cpu import base, warm_up
+from .readers import choose
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, named_params,
                      only_reshapes, sites_of, tensors, unit_axis, unwrap)
 from .distributed import Processes
-from .reductions import View, plain
+from .reductions import base, plain
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 
@@ -70,7 +68,7 @@ class Hooks:
         self._attach_params()
         self.log.meta.setdefault('model', type(self.model).__name__)
         if opt is not None: self.log.meta['optimizer'] = describe(opt)
-        if self.host is not False: warm_up()
+        self.reader = choose(self.model, self.host)
         self._since = time.perf_counter()
 
     def _attach_modules(self, model, compiled):
@@ -135,7 +133,8 @@ class Hooks:
         self.param_handles, self.all, self.flags = [], [], []
         self.model, self.opt, self.params, self.mode = None, None, [], OFF
         if self._since is not None: self.of += time.perf_counter() - self._since
-        self._since, self._old = None, {}
+        self._since = None
+        self.reader.forget()
 
     @timed
     def began(self, name, module, args):
@@ -189,21 +188,10 @@ class Hooks:
             elif not torch.is_grad_enabled():   self.blind.add(site)
 
     def _read_site(self, key, site, t, axis, bounds):
-        plan, part = self.plan, self.part
-        dim = self._unit_dim(key, t, axis) if plan.units and t.dim() > 1 else None
-        if 'activation' in plan.at_once and not self.dormancy and self.host is not False:
-            place = self.places.find(key, t, dim, plan.sample, plan.names['activation'], hist=True)
-            found = place and place.site(t)
-            if found:
-                numbers, hist, units = found
-                part.sig.append(('activation', site))
-                part.flat += numbers
-                for s in plan.hists['activation']: part.hists.append(('activation', s.name, site, hist))
-                if dim is not None: part.units += [((s.name, site), s, units) for s in plan.always]
-                return
-        v = View(t, plan.sample, dim, bounds, host=self.host)
-        if v.unit_dim is not None and v.n: self._capture_units(site, v)
-        self._capture(part, 'activation', site, v)
+        plan = self.plan
+        dim  = self._unit_dim(key, t, axis) if plan.units and t.dim() > 1 else None
+        self._capture(self.part, 'activation', site, t, unit_dim=dim, bounds=bounds,
+                      units=plan.units if self.dormancy else plan.always)
 
     def _unit_dim(self, key, t, axis):
         "The axis of the units: the one that was given where `t` has it, else that of the layer before."
@@ -235,7 +223,7 @@ class Hooks:
         part, at = self.part, 0
         sig, flat = [], []
         for p, k in part.sig:
-            n = self.log._offsets(p)[None]
+            n = self.plan.wanted[p].size
             if p != probe or k not in sites: sig.append((p, k)); flat += part.flat[at:at + n]
             at += n
         part.sig, part.flat = sig, flat
@@ -255,59 +243,15 @@ class Hooks:
         self.answered.add(site)
         g = plain(g)
         if self.scale is not None: g = g / self.scale
-        self._capture(self.part, 'grad_output', site, View(g, self.plan.sample, None, bounds, host=self.host))
+        self._capture(self.part, 'grad_output', site, g, bounds=bounds)
 
     def _unreal(self, name, t):
         "Complex and integer values are not measured, but named."
         self.log.ignore(name, f'its values are {t.dtype}'.replace('torch.', ''))
 
-    def _capture(self, part, probe, layer, view, hist=True):
-        if not view.n: return
-        s, at = None, len(part.flat)
-        try:
-            part.flat.extend(self.plan.get[probe](view))
-            for s in self.plan.own[probe]:
-                own = self._own(s, view)
-                if len(own) != self.log.widths.setdefault(s.name, len(own)):
-                    raise ValueError(f"it gave {len(own)} numbers, and {self.log.widths[s.name]} before")
-                part.flat.extend(own)
-            if hist:
-                for s in self.plan.hists[probe]: part.hists.append((probe, s.name, layer, s.f(view)[0]))
-            part.sig.append((probe, layer))
-        except Exception as e:
-            del part.flat[at:]
-            name = self.log.layer_name(probe, layer)
-            what = f'the statistic {s.name!r}' if s else 'a built-in statistic'
-            raise RuntimeError(f"{what} failed on {name!r} ({probe}, shape {tuple(view.x.shape)}): "
-                               f"{type(e).__name__}: {e}. Training was stopped and all hooks removed") from e
-
-    def _own(self, s, view):
-        "A user's statistic: outside autocast, its random numbers its own, its result 0-dim."
-        x = view.x
-        kept = random.getstate(), np.random.get_state()
-        try:
-            with torch.no_grad(), torch.autocast(x.device.type, enabled=False), \
-                 torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-                out = s.f(view)
-        finally:
-            random.setstate(kept[0])
-            np.random.set_state(kept[1])
-        for v in out:
-            if isinstance(v, torch.Tensor) and v.numel() != 1:
-                raise ValueError(f"a statistic gives one number a tensor; got a tensor of shape {tuple(v.shape)}")
-        return [self._scalar(v) for v in out]
-
-    def _capture_units(self, site, v):
-        for s in self.plan.units if self.dormancy else self.plan.always:
-            self.part.units.append(((s.name, site), s, s.f(v)))
-
-    def _scalar(self, x):
-        if not isinstance(x, torch.Tensor): return float(x)
-        x = base(x)
-        if x.dtype is torch.float32 and x.is_cpu and self.host is not False and x.numel() == 1:
-            return x.detach().numpy().item()
-        x = x.detach()
-        if x.numel() != 1: x = x.float().mean()
-        x = x.as_subclass(torch.Tensor).reshape(())
-        if x.device.type != 'cpu' or self.host is False: return x
-        return float(x.float().numpy() if x.dtype in (torch.bfloat16, torch.float16) else x.numpy())
+    def _capture(self, part, probe, layer, t, **about):
+        "Read a tensor at a place."
+        wanted = self.plan.wanted[probe]
+        try: found = self.reader.read(t, wanted, sample=self.plan.sample, **about)
+        except Exception as e: raise self.log.failure(e, probe, layer, t) from e.__cause__ or e
+        part.add(probe, layer, found, wanted)

@@ -3,14 +3,11 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
-from .readers import kernels
 from .record_builder import Row
 from .module_hooks import timed
-from .readers.cpu import SMALL, small_ones
-from .reductions import View
+from .readers import Failed
 
 
 class Steps:
@@ -39,8 +36,9 @@ class Steps:
         if not same or 'grad_used' in self.plan.stats:
             norms = self._capture_params('grad_used', [p.grad for _, p in self.got])
         if self.got: self.row.clip = 1. if same else _divide(_total(norms), self.row.grad_norm)
-        norms = self._keep() if 'update' in self.plan.stats and self.got else {}
-        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got], norms=norms)
+        norms = self.reader.keep(*zip(*self.got), self.plan.wanted['update']) if 'update' in self.plan.stats and \
+                self.got else {}
+        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got], known=norms)
 
     @timed
     def after_update(self):
@@ -49,43 +47,8 @@ class Steps:
         if not self.row.measured or 'update' not in self.plan.stats: return
         lrs = self.row.lrs or ()
         self.row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
-        norms, diff = {}, {}
-        with torch.no_grad():
-            if self._few:
-                now, ends = self.places.line_up([self.got[k][1] for k in self._few])
-                found     = np.empty(len(ends))
-                kernels.distances(now, self._kept, ends, found)
-                norms     = dict(zip(self._few, found.tolist()))
-            for k, (i, p) in enumerate(self.got):
-                if k in norms: continue
-                if p.dtype.itemsize < 4: diff[i] = p.float() - self._old[i].float()   # not rounded
-                elif 'update' in self.plan.only_norm and self._in_one_pass(p):
-                    norms[k] = math.sqrt(kernels.advance(_array(p), _array(self._old[i])))
-                else: diff[i] = torch.sub(p, self._old[i], out=self._old[i])
-        self._capture_params('update', [diff.get(i, p) for i, p in self.got], norms=norms)
-
-    def _keep(self):
-        """One copy of the parameters about to change. The small ones are copied one behind the other; a large one
-        mostly is there already, as it was after the last step. Returns the norms found, by their place in `got`."""
-        fast, norms, rest = self.host is not False and 'update' in self.plan.only_norm, {}, []
-        self._few = small_ones([p for _, p in self.got]) if fast else []
-        if self._few:
-            self._kept, ends = self.places.line_up([self.got[k][1] for k in self._few], 'kept')
-            found = np.empty(len(ends))
-            kernels.norms(self._kept, ends, found)
-            norms = dict(zip(self._few, found.tolist()))
-        for k, (i, p) in enumerate(self.got):
-            if k in norms: continue
-            if i not in self._old or self._old[i].shape != p.shape or self._old[i].device != p.device:
-                self._old[i] = torch.empty_like(p, requires_grad=False).zero_()
-            if fast and self._in_one_pass(p): norms[k] = math.sqrt(kernels.synchronise(_array(p), _array(self._old[i])))
-            else: rest.append((i, p))
-        with torch.no_grad():
-            if rest: torch._foreach_copy_([self._old[i] for i, _ in rest], [p for _, p in rest])
-        return norms
-
-    def _in_one_pass(self, p):
-        return p.numel() > SMALL and p.device.type == 'cpu' and p.dtype == torch.float32 and p.is_contiguous()
+        diffs, norms = self.reader.changes(*zip(*self.got), self.plan.wanted['update']) if self.got else ([], {})
+        self._capture_params('update', diffs, known=norms)
 
     @timed
     def skipped(self):
@@ -109,48 +72,19 @@ class Steps:
         self.part, self.mode = part, mode
         self.window.clear()
 
-    def _capture_params(self, probe, ts, sample=..., norms=()):
+    def _capture_params(self, probe, xs, sample=..., known=()):
         """Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors.
-        `norms`: those that are known already, by their place in `got`."""
-        stats, own = self.plan.stats.get(probe), self.row.own
-        if stats is None or probe in self.plan.only_norm:
-            norms = self._norms(ts, norms)
-            if stats:
-                for (i, p), n in zip(self.got, norms):
-                    if p.numel(): own.sig.append((probe, i)); own.flat += (p.numel(), n)
-            return norms
-        sample = self.plan.sample if sample is ... else sample
-        done   = {}
-        if self.host is not False and probe in self.plan.small and (sample is None or sample >= SMALL):
-            which, numbers, norms, hists = self.places.read_small(ts, self.plan.names[probe])
-            for k, found, norm, hist in zip(which, numbers, norms, hists):
-                i, p    = self.got[k]
-                done[k] = norm
-                own.sig.append((probe, i))
-                own.flat += found
-                if p.dim() > 1:
-                    for s in self.plan.hists[probe]: own.hists.append((probe, s.name, i, hist))
-        for k, (t, (i, p)) in enumerate(zip(ts, self.got)):
-            if k in done: continue
-            v = View(t, sample, eps=self.eps.get(i), host=self.host)
-            self._capture(own, probe, i, v, hist=p.dim() > 1)
-            done[k] = v.norm
-        return [done[k] for k in range(len(ts))]
+        `known`: those that are known already, by their place in `got`."""
+        wanted, own = self.plan.wanted.get(probe), self.row.own
+        for i, p in self.got:
+            if p.is_complex(): self.log.take_magnitudes(i, p)
+        try: found, norms = self.reader.read_all(xs, wanted, sample=self.plan.sample if sample is ... else sample,
+                                                 eps=[self.eps.get(i) for i, _ in self.got], known=known)
+        except Failed as e: raise self.log.failure(e, probe, self.got[e.k][0], xs[e.k]) from e.__cause__
+        if wanted:
+            for (i, _), f in zip(self.got, found): own.add(probe, i, f, wanted)
+        return norms
 
-    def _norms(self, ts, known=()):
-        "The 2-norm of every tensor; on the CPU those of the small ones in one call."
-        out = dict(known)
-        rest = [k for k in range(len(ts)) if k not in out]
-        few = [rest[j] for j in small_ones([ts[k] for k in rest])] if self.host is not False else []
-        if few:
-            x, ends = self.places.line_up([ts[k] for k in few])
-            found   = np.empty(len(ends))
-            kernels.norms(x, ends, found)
-            out.update(zip(few, found.tolist()))
-        return [out[k] if k in out else View(t, None, host=self.host, sampled=False).norm for k, t in enumerate(ts)]
-
-
-def _array(p): return p.detach().view(-1).numpy()
 
 def _total(norms):
     "The norm of all from the norms of each."

@@ -19,16 +19,15 @@ would run in the second backward pass, it is not done and the record says why. O
 """
 from __future__ import annotations
 
-import random
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch.nn.modules import module as hooks_of_all
 from torch.nn.modules._functions import SyncBatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from .probes import is_compiled
+from .rng import unchanged_random_state
 
 EVERY   = 25                      # measured rows from one to the next
 SIZE    = 64.                     # |u|: in half precision neither too small nor too large
@@ -144,18 +143,14 @@ def _untouched(ts, device):
     held   = pred.grad if pred.retains_grad else None
     kept   = []
     keep   = lambda m, _: kept.extend((m._buffers, n, b, b.clone()) for n, b in m._buffers.items() if b is not None)
-    others = random.getstate(), np.random.get_state()
     handle = hooks_of_all.register_module_forward_pre_hook(keep)
     for d, _ in aside.values(): d.clear()
     try:
-        with torch.random.fork_rng([device] if device.type == 'cuda' else []), \
-             torch.autocast(device.type, enabled=False): yield
+        with unchanged_random_state(device), torch.autocast(device.type, enabled=False): yield
     finally:
         handle.remove()
         for d, old in aside.values(): d.update(old)
         for d, n, b, old in reversed(kept):
             b.data.copy_(old)                                 # `data`: not a change to those who have saved it
             d[n] = b
-        random.setstate(others[0])
-        np.random.set_state(others[1])
         if pred.retains_grad: pred.grad = held

@@ -2,14 +2,12 @@
 from __future__ import annotations
 
 import numbers
-from operator import attrgetter
 
 from .placebo import EVERY
-from .readers.cpu import MOMENTS, SITE_READS, SMALL_READS
-from .probes import ENDS, OUTPUTS, PROBES, check_modules, takes
+from .probes import OUTPUTS, PROBES, check_modules, takes
 from ..record.record import RESERVED
 from .statistics import STATISTICS, meant, resolve
-from .reductions import SAMPLE
+from .reductions import SAMPLE, Wanted
 
 DEFAULTS = dict(
     grad       = ['mean', 'std', 'abs_mean', 'abs_max', 'norm', 'median', 'abs_median', 'frac_zero', 'frac_nonfinite',
@@ -43,36 +41,32 @@ def switch(name, v):
     raise ValueError(f"{name} is True or False; got {v!r}")
 
 
+def _statistics(probe, given):
+    "The Statistics of a probe that were given, checked."
+    if isinstance(given, bool):
+        raise TypeError(f"{probe} is a list of statistics, None for none, or left out for the default; got {given}")
+    if isinstance(given, str) or callable(given) or not isinstance(given, (list, tuple)): given = [given]
+    found = [resolve(s, probe) for s in given]
+    for s in found:
+        if s.name in RESERVED:  raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the record is. "
+                                                 f"Give another name: statistic(f, name=...)")
+        if s.name == 'placebo': raise ValueError("'placebo' is not measured as other statistics are: give "
+                                                 "placebo=True, and another name to one of your own")
+        if s.kind == 'unit' and probe != 'activation':
+            raise ValueError(f"{s.name!r} is measured per unit and belongs to activation=[...], not to {probe}")
+        if sum(s.name == o.name for o in found) > 1: raise ValueError(f"{s.name!r} is given twice for {probe}")
+    return found
+
 class Plan:
     "What is measured, where and how often: the checked arguments of a callback or of `watch`."
     def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None,
                  placebo=False, **probes):
         check_names('a Plan', probes, (*PROBES, *SETTINGS))
-        self.stats = {}
-        for probe in PROBES:
-            specs = probes.get(probe)
-            if specs is None: continue
-            if isinstance(specs, bool): raise TypeError(f"{probe} is a list of statistics, None for none, or left out "
-                                                        f"for the default; got {specs}")
-            if isinstance(specs, str) or callable(specs) or not isinstance(specs, (list, tuple)): specs = [specs]
-            found = [resolve(s, probe) for s in specs]
-            for s in found:
-                if s.name in RESERVED: raise ValueError(f"a statistic cannot be called {s.name!r}: a column of the "
-                                                        f"record is. Give another name: statistic(f, name=...)")
-                if s.name == 'placebo': raise ValueError("'placebo' is not measured as other statistics are: give "
-                                                         "placebo=True, and another name to one of your own")
-                if s.kind == 'unit' and probe != 'activation':
-                    raise ValueError(f"{s.name!r} is measured per unit and belongs to activation=[...], not to {probe}")
-                if sum(s.name == o.name for o in found) > 1: raise ValueError(f"{s.name!r} is given twice for {probe}")
-            if found: self.stats[probe] = found
+        found      = {p: _statistics(p, probes[p]) for p in PROBES if probes.get(p) is not None}
+        self.stats = {p: ss for p, ss in found.items() if ss}
         if not self.stats:
             raise ValueError(f"nothing to measure: give statistics for at least one of {', '.join(PROBES)}")
-        check_modules(modules)
-        if modules is not None and not any(p in self.stats for p in OUTPUTS):
-            raise ValueError(f"modules chooses where {' and '.join(OUTPUTS)} are read, and neither is: leave modules "
-                             f"out, or give activation=['mean', 'std']. Parameters are recorded all")
-        if not (unit_dim is None or is_whole(unit_dim)):
-            raise ValueError(f"unit_dim is the number of an axis, or None; got {unit_dim!r}")
+        self._check_places(modules, unit_dim)
         if not isinstance(placebo, numbers.Integral) or placebo < 0:
             raise ValueError(f"placebo is True (every {EVERY} measured rows), False, or a whole number of measured "
                              f"rows; got {placebo!r}")
@@ -84,21 +78,17 @@ class Plan:
         self.sample   = sample if sample is None else whole('sample', sample, 100, ', or None')
         self.window   = window if window is None else whole('window', window, 1, ', or None')
         self.per_call = switch('per_call', per_call)
-        self.scalars = {p: [s for s in ss if s.kind == 'scalar'] for p, ss in self.stats.items()}
-        self.hists   = {p: [s for s in ss if s.kind == 'hist'] for p, ss in self.stats.items()}
-        self.units   = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
-        self.sampled = {p: any(s.sampled or s.own for s in ss) for p, ss in self.stats.items()}
-        self.always  = [s for s in self.units if s.name != 'frac_dormant']      # that one at the end of a window alone
-        self.own     = {p: [s for s in ss if not s.reads] for p, ss in self.scalars.items()}
-        self.names   = {p: tuple(dict.fromkeys(('n', *(a for s in ss for a in s.reads))))     # what is read of a View
-                        for p, ss in self.scalars.items()}
-        self.get     = {p: attrgetter(*a) if len(a) > 1 else _only_n for p, a in self.names.items()}   # gives a tuple
-        plain = lambda p, known: set(self.names[p]) <= set(known) and not self.own[p]
-        self.small   = {p for p in self.stats if plain(p, SMALL_READS)}
-        self.at_once = {p for p, ss in self.stats.items() if all(STATISTICS.get(s.name) is s for s in ss) and
-                        (p in ENDS and plain(p, MOMENTS) and not self.hists[p] or
-                         p == 'activation' and plain(p, SITE_READS))}
-        self.only_norm = {p for p, ss in self.stats.items() if [s.name for s in ss] == ['norm'] and not ss[0].own}
+        self.wanted   = {p: Wanted(ss) for p, ss in self.stats.items()}
+        self.units    = [s for s in self.stats.get('activation', []) if s.kind == 'unit']
+        self.always   = [s for s in self.units if s.name != 'frac_dormant']     # that one at the end of a window alone
+
+    def _check_places(self, modules, unit_dim):
+        check_modules(modules)
+        if modules is not None and not any(p in self.stats for p in OUTPUTS):
+            raise ValueError(f"modules chooses where {' and '.join(OUTPUTS)} are read, and neither is: leave modules "
+                             f"out, or give activation=['mean', 'std']. Parameters are recorded all")
+        if not (unit_dim is None or is_whole(unit_dim)):
+            raise ValueError(f"unit_dim is the number of an axis, or None; got {unit_dim!r}")
 
     def __reduce__(self):
         "Pickled and copied as its arguments, the package's own statistics by name: an exported Learner stays small."

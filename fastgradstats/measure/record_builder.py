@@ -1,4 +1,4 @@
-"""Gathering: the rows of a run, from captured numbers to the columns of a Record.
+"""The record builder: the rows of a run, from captured numbers to the columns of a Record.
 
 What was captured stays where it is until `flush` brings 50 rows to the host in one copy; there the statistics are
 merged and finished, histograms and the life table of the units are kept by windows.
@@ -30,6 +30,13 @@ class Part:
         self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
         self.loss = self.constant = math.nan
         self.bs, self.last, self.n = bs, last, 0                          # n: of numbers, once they are the row's
+    def add(self, probe, layer, found, wanted):
+        "What was found of one tensor, if it had elements."
+        if found is None: return
+        self.sig.append((probe, layer))
+        self.flat += found.numbers
+        if found.hist is not None: self.hists += [(probe, s.name, layer, found.hist) for s in wanted.hists]
+        self.units += [((s.name, layer), s, partial) for s, partial in found.units]
 
 
 class Row:
@@ -77,13 +84,13 @@ def _epochs(rows, more=()):
     return [*more, *[list(e) for e in dict.fromkeys(tuple(r.about[:2]) for r in rows) if list(e) not in more]]
 
 
-class Gathering:
+class RecordBuilder:
     "The rows of one model, the names of the places they were read at, and the Record they make."
     def __init__(self, plan):
         self.plan     = plan
         self.pending  = []
         self.chunks   = []                        # [({column of iters: [number of a row]}, {key: (row, layer)})]
-        self.windows  = {(p, s.name): _Windows() for p, ss in plan.hists.items() for s in ss}
+        self.windows  = {(p, s.name): _Windows() for p, w in plan.wanted.items() for s in w.hists}
         self.sites, self.site_list = {}, []       # key -> number; [dict about the site]
         self.ends     = {p: [] for p in ENDS}     # [(path, dtype)] of the model's inputs and outputs
         self.param_at, self.param_list = {}, []   # qualified name -> number; [dict about the parameter]
@@ -96,8 +103,8 @@ class Gathering:
         self.ignored  = {}                        # name -> why it is not observed
         self.told     = set()
         self.spare_won = None             # whether the sites are those for models without nonlinearities; not known yet
-        self.widths   = {}                        # of the partial results of a user's statistics
-        self._where, self._cache = {}, None
+        self.magnitudes = set()                   # numbers of the parameters whose values are complex
+        self._cache   = None
         self.processes = None                     # those that train together, or None
         self.elsewhere = False                    # the record is another process'
         self.held      = []                       # rows on the host that wait for the other processes' share
@@ -186,7 +193,7 @@ class Gathering:
         n      = len(rows)
         sizes  = {p: self.n_layers(p) for p in self.plan.stats}
         values = {(p, s.name): np.full((n, sizes[p]), np.nan, np.float32)
-                  for p, ss in self.plan.scalars.items() for s in ss}
+                  for p, w in self.plan.wanted.items() for s in w.scalars}
         iters  = {c: [] for c in ITER_COLS}
         groups = {}
         for k, r in enumerate(rows):
@@ -203,6 +210,9 @@ class Gathering:
         for (sig, m), which in groups.items():
             table = np.array([rows[k].flat[2 + 2 * m:] for k in which], dtype=float)            # (row, number)
             self._reduce_group(sig, table, np.array(which), values)
+        for p in {*self.plan.wanted} & {*PARAMETERS} if self.magnitudes else ():
+            for s in self.plan.wanted[p].scalars:
+                if s.signed: values[p, s.name][:, sorted(self.magnitudes)] = np.nan
         lrs = np.full((n, sizes.get('update', 0)), np.nan, np.float32)
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
@@ -215,14 +225,14 @@ class Gathering:
 
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
-        at, places = 0, {}                                       # (probe, layer) -> offsets of its captures
-        where      = {p: self._offsets(p) for p in dict(sig)}
+        at, captures = 0, {}                                     # (probe, layer) -> offsets of its captures
+        where      = {p: self.plan.wanted[p].offsets() for p in dict(sig)}
         for p, layer in sig:
-            places.setdefault(p, {}).setdefault(layer, []).append(at)
-            at += where[p][None]
-        for p, layers in places.items():
+            captures.setdefault(p, {}).setdefault(layer, []).append(at)
+            at += self.plan.wanted[p].size
+        for p, layers in captures.items():
             cols = list(layers)
-            for s in self.plan.scalars[p]:
+            for s in self.plan.wanted[p].scalars:
                 most = max(len(v) for v in layers.values())
                 cur  = None
                 for o in range(most):
@@ -238,18 +248,6 @@ class Gathering:
                         for c, v in zip(cur, s.merge(tuple(c[:, sub] for c in cur), tuple(new))): c[:, sub] = v
                 with np.errstate(all='ignore'):
                     values[p, s.name][which[:, None], cols] = np.asarray(s.finish(*cur), float)
-
-    def _offsets(self, probe):
-        "Where in what was captured at one place the numbers of each statistic stand; None: how many there are."
-        if probe not in self._where:
-            names = self.plan.names[probe]
-            where = {s.name: [names.index(a) for a in s.reads] for s in self.plan.scalars[probe] if s.reads}
-            at    = len(names)
-            for s in self.plan.own[probe]:
-                where[s.name] = list(range(at, at + self.widths[s.name]))
-                at += self.widths[s.name]
-            self._where[probe] = {**where, None: at}
-        return self._where[probe]
 
     def _reduce_hists(self, rows):
         if not self.windows: return
@@ -288,6 +286,20 @@ class Gathering:
         if key in self.told or self.elsewhere: return
         self.told.add(key)
         warnings.warn(f"fastgradstats: {text}", stacklevel=2)
+
+    def take_magnitudes(self, i, p):
+        "A parameter is complex: what has a sign is not measured."
+        if i in self.magnitudes: return
+        self.magnitudes.add(i)
+        self.ignore(f"{self.param_list[i]['layer']} (what has a sign)", f'its values are {p.dtype}, of which the '
+                    f'magnitudes are read'.replace('torch.', ''))
+
+    def failure(self, e, probe, layer, x):
+        "What is raised where reading failed."
+        what = f'the statistic {e.name!r}' if getattr(e, 'name', None) else 'a built-in statistic'
+        why  = e.__cause__ or e
+        return RuntimeError(f"{what} failed on {self.layer_name(probe, layer)!r} ({probe}, shape {tuple(x.shape)}): "
+                            f"{type(why).__name__}: {why}. Training was stopped and all hooks removed")
 
     def ignore(self, name, why): self.ignored.setdefault(name, why)
 

@@ -1,9 +1,9 @@
 """Statistics: reductions of one tensor, with how two partial results merge.
 
-Every statistic is a monoid: `f` reduces a `View` of a tensor to a partial result, `merge` joins two partial results,
-`finish` reads the value. What `f` returns lives where the tensor lives (numbers on the CPU, 0-dim tensors on a device);
-`merge` and `finish` see float64 NumPy arrays of any shape, one element a layer or a row, except in a unit statistic
-(`kind='unit'`), whose partials are tensors of one value a unit, merged on the device over a window.
+Every statistic is a monoid: `f` reduces a tensor, given as its `Reductions`, to a partial result, `merge` joins two of
+them, `finish` reads the value. What `f` returns lives where the tensor lives (numbers on the CPU, 0-dim tensors on a
+device); `merge` and `finish` see float64 NumPy arrays of any shape, one element a layer or a row, except in a unit
+statistic (`kind='unit'`), whose partials are of one value a unit, merged on the device over a window.
 """
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Callable
 import numpy as np
 import torch
 
-from .reductions import NEAR_ZERO, View
+from .reductions import N_BINS, NEAR_ZERO
+from .readers.reference import Reductions
 
 DORMANT = 0.025                   # tau of Sokar et al. 2023, arXiv 2302.12902
 
@@ -27,32 +28,35 @@ class Statistic:
     gives its value; `statistic` makes one.
 
     Examples:
-        >>> size = Statistic('size', 'elements', f=lambda view: (float(view.n),))
+        >>> size = Statistic('size', 'elements', f=lambda r: (float(r.n),))
         >>> size(torch.ones(2, 3))
     """
     name:   str
     unit:   str
-    f:      Callable = field(repr=False, default=None)        # View -> tuple, the partial result
+    f:      Callable = field(repr=False, default=None)        # Reductions -> tuple, the partial result
     merge:  Callable = field(repr=False, default=None)        # (partial, partial) -> partial; None: cannot be merged
     finish: Callable = field(repr=False, default=lambda v: v) # (*partial) -> value
     kind:   str      = 'scalar'                               # scalar, hist, or unit (kept per unit, read by windows)
     doc:    str      = field(repr=False, default='')
-    own:    bool     = field(repr=False, default=False)       # a user's: it gets the tensor, not the View
+    own:    bool     = field(repr=False, default=False)       # a user's: made of a function of the tensor
     sampled: bool    = field(repr=False, default=False)       # of a sample where the tensor is large
-    reads:  tuple    = field(repr=False, default=())      # the attributes of a View that `f` gives, if it does no more
+    reads:  tuple    = field(repr=False, default=())      # the names of Reductions that `f` gives, if it does no more
+    signed: bool     = field(repr=False, default=False)       # NaN of complex numbers, of which magnitudes are read
 
     def __post_init__(self):
-        if self.f is None: object.__setattr__(self, 'f', lambda v: tuple(getattr(v, a) for a in self.reads))
+        if self.f is None: object.__setattr__(self, 'f', lambda r: tuple(getattr(r, a) for a in self.reads))
 
-    def __call__(self, x, **kw):
-        "The value of one tensor, as a NumPy number or array."
-        p = self.f(View(x, **kw))
+    def __call__(self, x, by=Reductions, **kw):
+        "The value of one tensor, as a NumPy number or array; `by`: what reads it."
+        p = self.f(by(x, **kw))
+        if self.signed and x.is_complex(): return np.full(N_BINS, np.nan) if self.kind == 'hist' else np.float64(np.nan)
         read = lambda v: v.detach().cpu().double().numpy() if isinstance(v, torch.Tensor) else np.asarray(v, float)
         return self.finish(*(read(v) if self.kind != 'scalar' else read(v).reshape(()) for v in p))
 
 
 def statistic(
-    f: Callable | None = None,           # f(x): x a float tensor of any shape -> a 0-dim tensor or a number; with
+    f: Callable | None = None,           # f(x): x a float tensor of any shape (magnitudes of
+                                         # complex numbers) -> a 0-dim tensor or a number; with
                                          # `merge`, a tuple of them
     *,
     unit: str = '',                      # written into the record and on the axes of plots
@@ -79,8 +83,8 @@ def statistic(
     name = name or getattr(f, '__name__', type(f).__name__ + '()')
     if not name.isidentifier(): raise ValueError(f"{name!r} is no name for a statistic. If it is a function of a "
                                                  f"tensor, give it one: statistic(f, name='my_statistic')")
-    def partial(v):
-        out = f(v.x)
+    def partial(r):
+        out = f(r.x)
         out = tuple(out) if isinstance(out, (tuple, list)) else (out,)
         for o in out:
             if not (isinstance(o, torch.Tensor) and o.numel() == 1 and not o.is_complex()
@@ -138,14 +142,15 @@ def _dormant(s, n):
     return float(np.mean(mean <= DORMANT * mean.mean()))
 
 
-mean       = Statistic('mean', '', None, _add, _ratio, reads=('sum', 'n'), doc='Mean of all elements, with sign.')
+mean       = Statistic('mean', '', None, _add, _ratio, reads=('sum', 'n'), signed=True,
+                       doc='Mean of all elements, with sign.')
 std        = Statistic('std', '', None, _std_merge, lambda n, s, r: _ratio(r, np.sqrt(n)),
-                       reads=('n', 'sum', 'm2_root'),
+                       reads=('n', 'sum', 'm2_root'), signed=True,
                        doc='Population standard deviation.')
 norm       = Statistic('norm', '', None, _hyp, reads=('norm',), doc='2-norm (Frobenius).')
-min_       = Statistic('min', '', None, _extreme(np.minimum), lambda v, n: v, reads=('min', 'n'),
+min_       = Statistic('min', '', None, _extreme(np.minimum), lambda v, n: v, reads=('min', 'n'), signed=True,
                        doc='Smallest element.')
-max_       = Statistic('max', '', None, _extreme(np.maximum), lambda v, n: v, reads=('max', 'n'),
+max_       = Statistic('max', '', None, _extreme(np.maximum), lambda v, n: v, reads=('max', 'n'), signed=True,
                        doc='Largest element.')
 abs_max    = Statistic('abs_max', '', None,
                        lambda a, b: (_extreme(np.minimum)((a[0], a[2]), (b[0], b[2]))[0],
@@ -154,7 +159,8 @@ abs_max    = Statistic('abs_max', '', None,
                        doc='Largest magnitude.')
 abs_mean   = Statistic('abs_mean', '', None, _add, _ratio, reads=('abs_sum', 'n'), sampled=True,
                        doc='Mean magnitude (sampled).')
-median     = Statistic('median', '', reads=('median',), sampled=True, doc='Lower median, with sign (sampled).')
+median     = Statistic('median', '', reads=('median',), sampled=True, signed=True,
+                       doc='Lower median, with sign (sampled).')
 abs_median = Statistic('abs_median', '', reads=('abs_median',), sampled=True,
                        doc='Lower median of the magnitudes (sampled).')
 frac_zero           = _share('frac_zero', 'n_zero', 'Share of exact zeros (sampled).')
@@ -167,16 +173,16 @@ frac_below_eps      = _share('frac_below_eps', 'n_below_eps',
                              'update; NaN for an optimizer without second moments (sampled).')
 frac_saturated      = _share('frac_saturated', 'n_saturated', 'Share within 3 % of the bounds of a bounded activation '
                              'function, of a ReLU6 near 6 alone; NaN for others (sampled).')
-hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',),
+hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',), signed=True,
                        doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
-frac_dead    = Statistic('frac_dead', 'share of units', lambda v: v.unit_extremes,
+frac_dead    = Statistic('frac_dead', 'share of units', lambda r: r.unit_extremes,
                          lambda a, b: (_minimum(a[0], b[0]), _maximum(a[1], b[1])),
                          _dead, kind='unit',
                          doc='Share of the units whose output did not vary over any example and position of the '
                              'window.')
 frac_dormant = Statistic('frac_dormant', 'share of units',
-                         lambda v: (v.unit_abs_sum,
-                                    torch.full_like(v.unit_abs_sum, v.n / max(v.unit_abs_sum.numel(), 1))),
+                         lambda r: (r.unit_abs_sum,
+                                    torch.full_like(r.unit_abs_sum, r.n / max(r.unit_abs_sum.numel(), 1))),
                          _add, _dormant, kind='unit',
                          doc=f"Share of units with mean |h| <= {DORMANT} of the layer's (Sokar 2023); last batch of a "
                              f"window.")

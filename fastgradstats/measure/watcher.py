@@ -16,14 +16,13 @@ from typing import Any
 
 import torch
 
-from .record_builder import MIN_WINDOW, Gathering, Part, Row
+from .record_builder import MIN_WINDOW, Part, RecordBuilder, Row
 from .module_hooks import BACKWARD, FORWARD, OFF, Hooks, timed
 from .placebo import Placebo
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
-from .readers.cpu import Places, base
+from .readers import Reference
 from .probes import PROBES, tensors, unwrap
 from .parameter_reader import Steps
-from .reductions import View
 
 
 class Watcher(Hooks, Steps):
@@ -34,7 +33,7 @@ class Watcher(Hooks, Steps):
         self.row      = self.part = None
         self.touched  = set()                     # parameters that received a gradient in this micro-batch
         self.window   = set()                     # and in this row
-        self.log      = Gathering(plan)
+        self.log      = RecordBuilder(plan)
         self.handles, self.param_handles = [], []
         self.kept_on = None                       # a compiled model (weakly) that keeps its hooks from epoch to epoch
         self.model, self.opt = None, None
@@ -47,9 +46,7 @@ class Watcher(Hooks, Steps):
         self.spent = self.of = 0.
         self.timing = False
         self._since = None
-        self._old   = {}
-        self._few   = []
-        self.places = Places()
+        self.reader = Reference()                 # that of the model, once there is one
         self.dose   = Placebo(plan.placebo) if plan.placebo else None
 
     # --- one batch ---------------------------------------------------------------------------------------------------
@@ -105,31 +102,18 @@ class Watcher(Hooks, Steps):
     def capture_end(self, probe, x):
         "The model's input or output."
         if self.part is None or not self.row.measured or probe not in self.plan.stats: return
-        if isinstance(x, torch.Tensor) and self._read_end(probe, base(x)): return
         for path, t in tensors(x):
             if not t.is_floating_point(): self._unreal(f'{probe}{path}', t); continue
             names = self.log.ends[probe]
             if path not in [n for n, *_ in names]: names.append((path, str(t.dtype).replace('torch.', '')))
-            self._capture(self.part, probe, [n for n, _ in names].index(path),
-                          View(t, self.plan.sample, host=self.host, sampled=self.plan.sampled[probe]))
-
-    def _read_end(self, probe, t):
-        "In one call, where that is possible."
-        if probe not in self.plan.at_once or self.host is False: return False
-        if [n for n, _ in self.log.ends[probe][:1]] != ['']: return False              # it has had other parts before
-        place   = self.places.find(probe, t, None, None, self.plan.names[probe])
-        numbers = place and place.moments(t)
-        if not numbers: return False
-        self.part.sig.append((probe, 0))
-        self.part.flat += numbers
-        return True
+            self._capture(self.part, probe, [n for n, _ in names].index(path), t)
 
     @timed
     def loss(self, loss, constant=None):
         "The batch's loss, and a function that gives the loss of answering with the batch's mean output."
         if self.part is None: return
-        self.part.loss = self._scalar(loss)
-        if constant is not None and self.row.measured: self.part.constant = self._scalar(constant())
+        self.part.loss = self.reader.number(loss)
+        if constant is not None and self.row.measured: self.part.constant = self.reader.number(constant())
 
     @timed
     def placebo(self, model, pred, loss):

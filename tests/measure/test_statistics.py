@@ -6,19 +6,18 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgradstats.measure import reductions as views
-from fastgradstats.measure import statistics as stats
-from fastgradstats.measure.readers import cpu as prepared
-from fastgradstats.measure.baseline_loss import _cross_entropy, _is_cross_entropy
+from fastgradstats.measure import reductions, statistics
+from fastgradstats.measure.readers.cpu import AT_ONCE, Cpu, CpuReductions
+from fastgradstats.measure.readers.reference import Reductions, Reference
+from fastgradstats.measure.reductions import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, Wanted, stride_of
 from fastgradstats.measure.statistics import STATISTICS, Statistic, resolve, statistic
-from fastgradstats.measure.reductions import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, View, stride_of
 
-FOUND   = {s.name: s for s in vars(stats).values() if isinstance(s, Statistic)}
+FOUND   = {s.name: s for s in vars(statistics).values() if isinstance(s, Statistic)}
+WAYS    = [CpuReductions, Reductions]                     # every reader's way with one tensor
 UNITS   = [s for s in FOUND.values() if s.kind == 'unit']
 MERGED  = [s for s in FOUND.values() if s.merge]
 WITH    = dict(unit_dim=1, bounds=(-1., 1.), eps=1e-3)
@@ -105,11 +104,17 @@ def no_noise():
 def quietly(f, *a, **k):
     with np.errstate(all='ignore'): return f(*a, **k)
 
-def check(s, x, host, a=None, **kw):
-    kw   = {**WITH, **kw}
+def check(s, x, by, a=None, **kw):
+    kw = {**WITH, **kw}
+    agrees(s, x, s(x, by=by, **kw), a, **kw)
+
+def agrees(s, x, got, a=None, **kw):
+    "What was read of a tensor is what the float64 reading says."
     a    = values_of(x) if a is None else a
-    want = quietly(REFERENCE[s.name], a, **kw)
-    got  = s(x, host=host, **kw)
+    want = quietly(REFERENCE[s.name], a, **{**WITH, **kw})
+    if s.signed and x.is_complex():
+        assert np.isnan(got).all()
+        return
     if s.kind == 'hist':
         np.testing.assert_array_equal(got, want)
         return
@@ -196,110 +201,155 @@ def test_every_statistic_has_a_reference():
     assert FOUND.keys() == REFERENCE.keys() and FOUND == STATISTICS
     assert all(s.doc and (s.f or s.reads) for s in FOUND.values())
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('kind', TENSORS)
-def test_value(kind, host):
+def test_value(kind, by):
     x = TENSORS[kind]()
     a = values_of(x)
-    for s in FOUND.values(): check(s, x, host, a)
+    for s in FOUND.values(): check(s, x, by, a)
 
 @pytest.mark.parametrize('kind', TENSORS)
 def test_value_by_last_axis_and_without_units(kind):
     x = TENSORS[kind]()
     a = values_of(x)
-    for s in FOUND.values(): check(s, x, True, a, unit_dim=-1)
+    for s in FOUND.values(): check(s, x, CpuReductions, a, unit_dim=-1)
     for s in FOUND.values():
-        if s.kind != 'unit': check(s, x, None, a, unit_dim=None)
+        if s.kind != 'unit': check(s, x, Reductions, a, unit_dim=None)
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
-def test_scalars_and_vectors(host):
+@pytest.mark.parametrize('by', WAYS)
+def test_scalars_and_vectors(by):
     for x in (torch.tensor(-2.5), torch.tensor([1., -2.]), torch.zeros(0), torch.tensor([0.]), randn(999)):
         for s in FOUND.values():
-            if s.kind != 'unit': check(s, x, host, unit_dim=None)
+            if s.kind != 'unit': check(s, x, by, unit_dim=None)
 
-def test_one_view_serves_all_statistics_in_any_order():
+def test_one_reading_serves_all_statistics_in_any_order():
     "What statistics share must not depend on who asked first."
     for kind in TENSORS:
         x = TENSORS[kind]()
         for order in (list(FOUND.values()), list(FOUND.values())[::-1]):
-            for host in (True, False):
-                v = View(x, host=host, **WITH)
+            for by in WAYS:
+                v = by(x, **WITH)
                 for s in order:
-                    one, shared = s.f(View(x, host=host, **WITH)), s.f(v)
+                    one, shared = s.f(by(x, **WITH)), s.f(v)
                     for p, q in zip(one, shared): np.testing.assert_allclose(q, p, rtol=1e-6, atol=2e-6, equal_nan=True)
 
-def test_many_at_once_read_as_each_alone():
-    xs = [make() for make in TENSORS.values()] + [randn(n) for n in (1, 2, 16_383, 16_384, 16_385)] + [torch.tensor(3.)]
-    names, places = prepared.SMALL_READS, prepared.Places()
-    which, numbers, norms, hists = places.read_small(xs, names)
-    assert len(which) == len(numbers) == len(norms) == len(hists) > 25 and places.read_small([], names)[0] == []
-    for k, row, norm, hist in zip(which, numbers, norms, hists):
-        v = View(xs[k])
-        for a, got in zip(names, row):
-            near = v.norm if a == 'sum' else 0.
-            np.testing.assert_allclose(got, getattr(v, a), rtol=1e-4 if a == 'm2_root' else 1e-6, atol=1e-6 * near, err_msg=f'{a} of {list(TENSORS)[k:k + 1]}')
-        assert norm == pytest.approx(v.norm, rel=1e-6)
-        if xs[k].dim() > 1: np.testing.assert_array_equal(hist, v.hist)
-    kinds = list(TENSORS)
-    assert {'normal', 'relu', 'zeros', 'tiny', 'permuted', 'denormal'} <= {kinds[k] for k in which if k < len(kinds)}
-    assert not {'one_nan', 'plus_inf', 'float16', 'sparse', 'empty', 'offset_1000'} & {kinds[k] for k in which if k < len(kinds)}
+READERS  = [Cpu, Reference]
+EVERYTHING = Wanted(list(FOUND.values()))
+
+def finish(wanted, found, s):
+    "The value of a statistic, of what a reader found of a tensor."
+    if s.kind == 'hist': return np.asarray(found.hist, float)
+    return s.finish(*(np.asarray(float(found.numbers[at])) for at in wanted.offsets()[s.name]))
+
+@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize('kind', TENSORS)
+def test_every_reader_reads_every_statistic_of_one_tensor(kind, reader):
+    x, r = TENSORS[kind](), reader()
+    for _ in range(2):                                       # what is kept from the first does not show in the second
+        found = r.read(x, EVERYTHING, units=UNITS, **WITH)
+        if found is None: assert not x.numel(); return
+        for s in FOUND.values():
+            if s.kind != 'unit' and not (s.signed and x.is_complex()): agrees(s, x, finish(EVERYTHING, found, s))
+        assert [s for s, _ in found.units] == UNITS
+        for s, p in found.units: agrees(s, x, finished(s, p))
+
+@pytest.mark.parametrize('wanted', [Wanted(list(FOUND.values())), Wanted([s for s in FOUND.values() if set(s.reads) <= set(AT_ONCE) or s.kind == 'hist']),
+                                    Wanted([FOUND['norm']])], ids=['everything', 'what is batched', 'norm'])
+@pytest.mark.parametrize('reader', READERS)
+def test_every_reader_reads_every_statistic_of_all_parameters_together(reader, wanted):
+    xs = [make() for make in TENSORS.values()] + [randn(n) for n in (1, 2, 16_383, 16_384, 16_385)] + [torch.tensor(3.), torch.tensor(1j)]
+    r  = reader()
+    for _ in range(2):
+        found, norms = r.read_all(xs, wanted, sample=SAMPLE, eps=[WITH['eps']] * len(xs))
+        assert len(found) == len(norms) == len(xs)
+        for x, f, norm in zip(xs, found, norms):
+            agrees(FOUND['norm'], x, float(norm))
+            if f is None: assert not x.numel(); continue
+            assert wanted.hists == [] or (f.hist is None) == (x.dim() < 2 or x.is_complex())
+            for s in [*wanted.scalars, *(wanted.hists if f.hist is not None else [])]:
+                if s.name == 'frac_saturated': assert math.isnan(finish(wanted, f, s)); continue        # of activations
+                if not (s.signed and x.is_complex()): agrees(s, x, finish(wanted, f, s))
+    assert r.read_all([], wanted) == ([], [])
+
+def test_small_tensors_are_read_in_one_call():
+    xs    = [make() for make in TENSORS.values()]
+    _, in_one_call = Cpu().at_once(xs, EVERYTHING, SAMPLE)
+    kinds = {list(TENSORS)[k] for k in in_one_call}
+    assert {'normal', 'relu', 'zeros', 'tiny', 'permuted', 'denormal'} <= kinds
+    assert not {'one_nan', 'plus_inf', 'float16', 'sparse', 'empty', 'offset_1000'} & kinds
+
+@pytest.mark.parametrize('more', ['frac_underflow_fp16', statistic(lambda x: (x ** 4).mean(), name='fourth')], ids=['built in', 'own'])
+def test_one_statistic_more_leaves_the_others_in_one_call(more, monkeypatch):
+    "What is known is read of all parameters together; of each alone only the one more."
+    asked = []
+    class Listening(CpuReductions):
+        def __getattribute__(self, name):
+            if name in AT_ONCE and name not in ('n',): asked.append(name)
+            return super().__getattribute__(name)
+    monkeypatch.setattr('fastgradstats.measure.readers.cpu.CpuReductions', Listening)
+    xs     = [randn(10, 3, seed=k) for k in range(10)]
+    wanted = Wanted([*map(resolve, ('mean', 'std', 'norm', 'abs_median', 'frac_zero', 'hist')), resolve(more)])
+    found, _ = Cpu().read_all(xs, wanted)
+    assert not asked
+    for x, f in zip(xs, found):
+        for s in wanted.scalars: assert finish(wanted, f, s) == pytest.approx(s(x), rel=1e-5), s.name
 
 floats = st.floats(width=32, allow_nan=True, allow_infinity=True, allow_subnormal=True)
 @quick
-@given(st.lists(floats, min_size=1, max_size=40), st.booleans(), st.integers(1, 3))
-def test_any_floats(xs, host, columns):
+@given(st.lists(floats, min_size=1, max_size=40), st.sampled_from(WAYS), st.integers(1, 3))
+def test_any_floats(xs, by, columns):
     xs = xs[:max(1, len(xs) // columns) * columns]
     if len(xs) % columns: columns = 1
     x  = torch.tensor(xs, dtype=torch.float32).view(-1, columns)
     a  = values_of(x)
-    for s in FOUND.values(): check(s, x, host, a)
+    for s in FOUND.values(): check(s, x, by, a)
 
 @quick
 @given(st.lists(st.integers(-4, 4), min_size=1, max_size=60), st.sampled_from([torch.float32, torch.float16, torch.float64]))
 def test_many_equal_values(xs, dtype):
     x = torch.tensor(xs).to(dtype).view(-1, 1)
-    for s in FOUND.values(): check(s, x, True), check(s, x, False)
+    for s in FOUND.values(): check(s, x, CpuReductions), check(s, x, Reductions)
 
 
 # --- precision of large tensors --------------------------------------------------------------------------------------
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
-def test_norm_of_twelve_million(host):
+@pytest.mark.parametrize('by', WAYS)
+def test_norm_of_twelve_million(by):
     x = torch.rand(12_000_000, generator=torch.Generator().manual_seed(0))
     a = x.double()
     want = float((a * a).sum().sqrt())
-    assert FOUND['norm'](x, host=host) == pytest.approx(want, rel=1e-6)
-    assert FOUND['norm'](x.view(3, 400, 100, 100), host=host, unit_dim=1) == pytest.approx(want, rel=1e-6)
-    assert FOUND['mean'](x, host=host) == pytest.approx(float(a.mean()), rel=1e-6)
-    assert FOUND['std'](x, host=host)  == pytest.approx(float(a.std(correction=0)), rel=1e-5)
+    assert FOUND['norm'](x, by=by) == pytest.approx(want, rel=1e-6)
+    assert FOUND['norm'](x.view(3, 400, 100, 100), by=by, unit_dim=1) == pytest.approx(want, rel=1e-6)
+    assert FOUND['mean'](x, by=by) == pytest.approx(float(a.mean()), rel=1e-6)
+    assert FOUND['std'](x, by=by)  == pytest.approx(float(a.std(correction=0)), rel=1e-5)
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('shape,unit_dim', [((2, 64, 128, 128), 1), ((2_000_000, 1), -1), ((1, 3_000_000), -1), ((1_000_000,), None),
                                             ((1, 4, 700_000), 1)])
 @pytest.mark.parametrize('offset', [0, 3, 9.9, 1000])
-def test_moments_of_long_rows(shape, unit_dim, offset, host):
+def test_moments_of_long_rows(shape, unit_dim, offset, by):
     "Float32 accumulators that run over millions drift; |mean| = 10 std is where one pass is still believed."
     x = randn(*shape) + offset
     a = x.double()
-    kw = dict(host=host, unit_dim=unit_dim, sample=SAMPLE)
+    kw = dict(by=by, unit_dim=unit_dim, sample=SAMPLE)
     assert FOUND['norm'](x, **kw) == pytest.approx(float((a * a).sum().sqrt()), rel=1e-6)
     assert FOUND['mean'](x, **kw) == pytest.approx(float(a.mean()), rel=1e-6, abs=1e-6)
     assert FOUND['std'](x, **kw)  == pytest.approx(float(a.std(correction=0)), rel=1e-4)
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('ratio', [1, 5, 9, 11, 30, 100, 300, 1000])
 @pytest.mark.parametrize('scale', [1e-25, 1e-3, 1., 1e25])
-def test_std_far_from_zero(ratio, scale, host):
+def test_std_far_from_zero(ratio, scale, by):
     x = ((randn(70_000) + ratio) * scale).view(7, 100, 100)
-    assert FOUND['std'](x, host=host, unit_dim=1) == pytest.approx(float(x.double().std(correction=0)), rel=1e-4)
-    assert FOUND['std'](x, host=host)             == pytest.approx(float(x.double().std(correction=0)), rel=1e-4)
+    assert FOUND['std'](x, by=by, unit_dim=1) == pytest.approx(float(x.double().std(correction=0)), rel=1e-4)
+    assert FOUND['std'](x, by=by)             == pytest.approx(float(x.double().std(correction=0)), rel=1e-4)
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('value', [.1, 1., -7.3, 1e20, 1e-20])
-def test_a_constant_does_not_vary(value, host):
+def test_a_constant_does_not_vary(value, by):
     for n in (5, 1000, 100_000):
         x = torch.full((n,), value)
-        assert FOUND['std'](x, host=host) <= 1e-7 * abs(value)
-        assert FOUND['norm'](x, host=host) == pytest.approx(abs(float(x[0])) * math.sqrt(n), rel=1e-6)
+        assert FOUND['std'](x, by=by) <= 1e-7 * abs(value)
+        assert FOUND['norm'](x, by=by) == pytest.approx(abs(float(x[0])) * math.sqrt(n), rel=1e-6)
 
 
 # --- the histogram ---------------------------------------------------------------------------------------------------
@@ -310,14 +360,14 @@ def edge_values():
     out = np.concatenate([f, np.nextafter(f, np.float32(0)), np.nextafter(f, np.float32(np.inf))])
     return np.concatenate([out, -out, np.float32([0., -0., np.inf, -np.inf, np.nan, 1e-45, -1e-45, 3.4028235e38, -3.4028235e38])])
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
-def test_exact_bin_edges(host, dtype):
+def test_exact_bin_edges(by, dtype):
     vs = edge_values()
     h  = FOUND['hist']
-    np.testing.assert_array_equal(h(torch.from_numpy(vs).to(dtype), host=host), hist_of(vs))
+    np.testing.assert_array_equal(h(torch.from_numpy(vs).to(dtype), by=by), hist_of(vs))
     for v in vs[::7]:
-        got = h(torch.tensor([v], dtype=dtype), host=host)
+        got = h(torch.tensor([v], dtype=dtype), by=by)
         assert got.sum() == 1 and got.argmax() == bin_of(float(v)), v
 
 def test_edges_and_labels_say_what_falls_in():
@@ -325,7 +375,7 @@ def test_edges_and_labels_say_what_falls_in():
     np.testing.assert_array_equal(BIN_EDGES, -BIN_EDGES[::-1])
     for v in edge_values():
         b = bin_of(float(v))
-        assert views.BIN_OF_PATTERN[(np.float32(v).view(np.int32) >> 21) + 1024] == b
+        assert reductions.BIN_OF_PATTERN[(np.float32(v).view(np.int32) >> 21) + 1024] == b
         if b in BIN_LABELS:
             name = BIN_LABELS[b]
             assert {'-inf': v == -np.inf, '+inf': v == np.inf, 'nan': np.isnan(v), 'zero': abs(v) < 2. ** -32,
@@ -333,21 +383,21 @@ def test_edges_and_labels_say_what_falls_in():
         else: assert BIN_EDGES[b - 1] <= v <= BIN_EDGES[b]
     assert {i for i in range(N_BINS) if i in BIN_LABELS} == {0, 1, 194, 387, 388, 389}
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('n', [1, 65_536, 65_537, 1_000_003])
-def test_counts_sum_to_n(n, host):
+def test_counts_sum_to_n(n, by):
     x = randn(n)
-    for sample in (SAMPLE, None, 1000): assert FOUND['hist'](x, host=host, sample=sample).sum() == pytest.approx(n, rel=1e-6)
+    for sample in (SAMPLE, None, 1000): assert FOUND['hist'](x, by=by, sample=sample).sum() == pytest.approx(n, rel=1e-6)
 
 def test_counts_of_more_than_float32_can_count():
-    assert FOUND['hist'](torch.zeros(1).expand(2 ** 24 + 3), host=False, sample=None)[194] == 2 ** 24 + 3
+    assert FOUND['hist'](torch.zeros(1).expand(2 ** 24 + 3), by=Reductions, sample=None)[194] == 2 ** 24 + 3
 
 
 # --- merging ---------------------------------------------------------------------------------------------------------
 def arrays(p): return tuple(np.asarray(v, float) for v in p)
 def finished(s, p): return s.finish(*(np.asarray(v, float) for v in p)) if s.kind == 'unit' else s.finish(*arrays(p))
 def merged(s, p, q): return s.merge(p, q) if s.kind == 'unit' else s.merge(arrays(p), arrays(q))
-def partial(s, x, host): return s.f(View(x, sample=None, host=host, **WITH))
+def partial(s, x, by): return s.f(by(x, sample=None, **WITH))
 
 def same(s, got, want, near=1.):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6 * near if s.name in ('mean', 'std') else 0, err_msg=s.name)
@@ -371,21 +421,21 @@ PAIRS = dict(
     large        = lambda: (randn(100, 4, 300), randn(50, 4, 300, seed=1)),
     float64_huge = lambda: (randn(5, 4).double() * 1e200, randn(3, 4, seed=1).double() * 1e200),
 )
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('pair', PAIRS)
 @pytest.mark.parametrize('s', MERGED, ids=lambda s: s.name)
-def test_merge_law(s, pair, host):
+def test_merge_law(s, pair, by):
     a, b = PAIRS[pair]()
     both = torch.cat([a, b])
     near = float(both[torch.isfinite(both)].double().abs().mean()) if both.numel() else 0.
     near = 0. if math.isnan(near) else near
-    want = finished(s, partial(s, both, host))
-    same(s, finished(s, merged(s, partial(s, a, host), partial(s, b, host))), want, near)
-    same(s, finished(s, merged(s, partial(s, b, host), partial(s, a, host))), want, near)
+    want = finished(s, partial(s, both, by))
+    same(s, finished(s, merged(s, partial(s, a, by), partial(s, b, by))), want, near)
+    same(s, finished(s, merged(s, partial(s, b, by), partial(s, a, by))), want, near)
 
 @pytest.mark.parametrize('s', MERGED, ids=lambda s: s.name)
 def test_merge_is_associative(s):
-    parts = [partial(s, x, True) for x in (randn(5, 4) + 3, torch.zeros(0, 4), randn(2, 4) * 100, torch.full((1, 4), 7.))]
+    parts = [partial(s, x, CpuReductions) for x in (randn(5, 4) + 3, torch.zeros(0, 4), randn(2, 4) * 100, torch.full((1, 4), 7.))]
     a, b, c, d = parts if s.kind == 'unit' else map(arrays, parts)
     left  = s.merge(s.merge(s.merge(a, b), c), d)
     right = s.merge(a, s.merge(b, s.merge(c, d)))
@@ -398,17 +448,17 @@ def test_merge_law_of_any_split(parts):
     both  = torch.cat(parts)
     near  = float(both.double().abs().max()) if len(both) else 0.
     for s in MERGED:
-        p = partial(s, parts[0], True)
-        for q in parts[1:]: p = merged(s, p, partial(s, q, True))
-        same(s, finished(s, p), finished(s, partial(s, both, True)), near)
+        p = partial(s, parts[0], CpuReductions)
+        for q in parts[1:]: p = merged(s, p, partial(s, q, CpuReductions))
+        same(s, finished(s, p), finished(s, partial(s, both, CpuReductions)), near)
 
 def test_merge_takes_arrays_of_rows_and_layers():
     "Rows and layers are merged all at once, one element each."
     xs = [[randn(3, 4, seed=10 * i + j) for j in range(3)] for i in range(4)]
     for s in MERGED:
         if s.kind != 'scalar': continue
-        grid = lambda k: tuple(np.array([[arrays(partial(s, xs[i][j], True))[w] for j in range(3)] for i in k])
-                               for w in range(len(partial(s, xs[0][0], True))))
+        grid = lambda k: tuple(np.array([[arrays(partial(s, xs[i][j], CpuReductions))[w] for j in range(3)] for i in k])
+                               for w in range(len(partial(s, xs[0][0], CpuReductions))))
         out  = s.finish(*s.merge(grid([0, 1]), grid([2, 3])))
         assert out.shape == (2, 3)
         for i in range(2):
@@ -446,19 +496,19 @@ LAYOUTS = dict(hot_position=hot_position, hot_position_last=lambda: hot_position
                transposed=lambda: first_differ().t(), alternating=lambda: torch.arange(2. ** 18).remainder(2).view(512, 512),
                wide_linear=lambda: randn(10, 100_000) * torch.arange(1., 11).view(10, 1))
 
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
+@pytest.mark.parametrize('by', WAYS)
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_sample_is_close_on_adversarial_layouts(layout, host):
+def test_sample_is_close_on_adversarial_layouts(layout, by):
     x = LAYOUTS[layout]()
     assert x.numel() > SAMPLE
     for name in ('abs_mean', 'frac_zero', 'frac_near_zero'):
         s = FOUND[name]
-        got, want = float(s(x, host=host)), float(s(x, host=host, sample=None))
+        got, want = float(s(x, by=by)), float(s(x, by=by, sample=None))
         assert got == pytest.approx(want, rel=.03, abs=.003), name
-        assert s(x, host=True) == pytest.approx(s(x, host=False), rel=1e-5), 'the two ways read the same sample'
+        assert s(x, by=CpuReductions) == pytest.approx(s(x, by=Reductions), rel=1e-5), 'the two ways read the same sample'
     for name in ('norm', 'mean', 'min', 'max', 'std', 'abs_max'):         # moments are of everything
-        assert FOUND[name](x, host=host) == pytest.approx(float(FOUND[name](x, host=host, sample=None)), rel=1e-6, abs=1e-9)
-    a, b = FOUND['hist'](x, host=host), FOUND['hist'](x, host=host, sample=None)
+        assert FOUND[name](x, by=by) == pytest.approx(float(FOUND[name](x, by=by, sample=None)), rel=1e-6, abs=1e-9)
+    a, b = FOUND['hist'](x, by=by), FOUND['hist'](x, by=by, sample=None)
     assert a.sum() == pytest.approx(x.numel(), rel=1e-6) and np.abs(np.cumsum(a - b)).max() < .02 * x.numel()
 
 def test_sample_without_moments_reads_the_same():
@@ -466,7 +516,7 @@ def test_sample_without_moments_reads_the_same():
     for make in LAYOUTS.values():
         x = make()
         for kw in (dict(), dict(unit_dim=1), dict(unit_dim=-1)):
-            a, b = View(x, **kw), View(x, **kw)
+            a, b = CpuReductions(x, **kw), CpuReductions(x, **kw)
             a.norm
             np.testing.assert_array_equal(np.sort(a.sample), np.sort(b.sample))
             assert len(b.sample) == b.n_sampled <= SAMPLE
@@ -476,11 +526,11 @@ def test_nan_outside_the_sample():
     x = randn(200_000)
     k = next(i for i in range(200_000) if i % stride_of((200_000,), SAMPLE))
     x[k] = math.nan
-    for host in (True, False):
+    for by in WAYS:
         for name in ('mean', 'std', 'norm', 'min', 'max', 'abs_max', 'median', 'abs_median'):
-            assert math.isnan(FOUND[name](x, host=host)), name
-        assert FOUND['frac_nonfinite'](x, host=host) == 0
-        assert FOUND['frac_nonfinite'](x, host=host, sample=None) == pytest.approx(1 / 200_000)
+            assert math.isnan(FOUND[name](x, by=by)), name
+        assert FOUND['frac_nonfinite'](x, by=by) == 0
+        assert FOUND['frac_nonfinite'](x, by=by, sample=None) == pytest.approx(1 / 200_000)
 
 
 # --- units -----------------------------------------------------------------------------------------------------------
@@ -495,16 +545,16 @@ def test_dead_units():
     assert dead(x, unit_dim=1) == .25
     x[3, 1, 2, 2] = math.nan                       # non-finite is neither
     assert dead(x, unit_dim=1) == 0
-    assert stats.unit_states(*(np.asarray(t) for t in dead.f(View(x, unit_dim=1)))).tolist() == [0, 2, 0, 0]
+    assert statistics.unit_states(*(np.asarray(t) for t in dead.f(CpuReductions(x, unit_dim=1)))).tolist() == [0, 2, 0, 0]
     for e in (x.to(memory_format=torch.channels_last), x.permute(0, 1, 3, 2)):
-        assert stats.unit_states(*(np.asarray(t) for t in dead.f(View(e, unit_dim=1)))).tolist() == [0, 2, 0, 0]
+        assert statistics.unit_states(*(np.asarray(t) for t in dead.f(CpuReductions(e, unit_dim=1)))).tolist() == [0, 2, 0, 0]
     assert dead(-torch.zeros(3, 2), unit_dim=1) == dead(torch.tensor([[0.], [-0.]]), unit_dim=1) == 1
     assert dead(torch.full((3, 2), math.inf), unit_dim=1) == 0
 
 def test_a_unit_alive_in_one_example_of_many():
     x = torch.zeros(512, 8, 4, 4)
     x[500, 3, 2, 1] = 1.
-    for host in (True, False): assert FOUND['frac_dead'](x, unit_dim=1, host=host) == 7 / 8
+    for by in WAYS: assert FOUND['frac_dead'](x, unit_dim=1, by=by) == 7 / 8
     assert FOUND['frac_dead'](x.permute(0, 2, 3, 1), unit_dim=-1) == 7 / 8
     x[100:, 3] = 1.                                # the floor is reached in the first examples only
     x[:100, 3] = 0.
@@ -513,7 +563,7 @@ def test_a_unit_alive_in_one_example_of_many():
 def test_dead_over_a_window_is_dead_in_all_its_batches():
     dead = FOUND['frac_dead']
     a, b = torch.tensor([[0., 1., 0.], [0., 2., 0.]]), torch.tensor([[0., 1., 5.], [0., 1., 5.]])
-    p, q = (dead.f(View(x, unit_dim=1)) for x in (a, b))
+    p, q = (dead.f(CpuReductions(x, unit_dim=1)) for x in (a, b))
     assert finished(dead, p) == pytest.approx(2 / 3) and finished(dead, q) == 1
     assert finished(dead, dead.merge(p, q)) == pytest.approx(1 / 3)       # the third is constant twice, at two values
 
@@ -521,33 +571,33 @@ def test_unit_partials_do_not_hold_on_to_the_activation():
     "Partials live for a window; the activation they were read from, or memory of it, must not."
     for s in UNITS:
         for x in (randn(6, 4), randn(6, 4, 3, 3), randn(6, 4).t(), randn(1, 4)):
-            was  = s.f(View(x, unit_dim=1))
+            was  = s.f(CpuReductions(x, unit_dim=1))
             kept = [np.asarray(t).copy() for t in was]
             x.fill_(77.)
             for t, k in zip(was, kept): assert np.array_equal(np.asarray(t), k), f'{s.name} keeps memory of the activation'
 
 @pytest.mark.parametrize('shape', [(6, 4), (6, 4, 3), (6, 4, 3, 2), (5, 3, 3, 2, 2), (1, 7), (7, 1), (256, 8), (250, 3)])
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
-def test_every_unit_axis(shape, host):
+@pytest.mark.parametrize('by', WAYS)
+def test_every_unit_axis(shape, by):
     x = randn(*shape).relu()
     x[:, 0] = 0
     for d in range(-len(shape), len(shape)):
-        for s in UNITS: check(s, x, host, unit_dim=d)
-        lo, hi = View(x, unit_dim=d, host=host).unit_extremes
+        for s in UNITS: check(s, x, by, unit_dim=d)
+        lo, hi = by(x, unit_dim=d).unit_extremes
         np.testing.assert_array_equal(lo, per_unit(x.numpy(), d).min(1))
         np.testing.assert_array_equal(hi, per_unit(x.numpy(), d).max(1))
 
 
 # --- single statistics -----------------------------------------------------------------------------------------------
-@pytest.mark.parametrize('host', [True, False], ids=['host', 'device'])
-def test_underflow_is_what_half_does(host):
+@pytest.mark.parametrize('by', WAYS)
+def test_underflow_is_what_half_does(by):
     near = np.float32([2. ** -25, 2. ** -24, 2. ** -26, 65504, 65519.99, 65520, 65519.996, 6e-8, 0, 1, 1e-45, np.inf])
     vs   = np.concatenate([near, np.nextafter(near, np.float32(0)), np.nextafter(near, np.float32(np.inf))])
     for v in [*vs, *-vs]:
         x = torch.tensor([v])
         half = x.half()
         want = bool((half == 0) & (x != 0)) or bool(torch.isinf(half))
-        assert FOUND['frac_underflow_fp16'](x, host=host) == want, v
+        assert FOUND['frac_underflow_fp16'](x, by=by) == want, v
 
 def test_saturated_needs_bounds_and_eps_an_optimizer():
     assert math.isnan(FOUND['frac_saturated'](randn(5))) and math.isnan(FOUND['frac_below_eps'](randn(5)))
@@ -577,11 +627,11 @@ class Watchful(TorchDispatchMode):
                                   'middle_size', 'requires_grad', 'subclass', 'complex'])
 def test_the_device_way_does_not_wait(kind, monkeypatch):
     x = TENSORS[kind]()
-    View(x, host=False, **WITH).hist                     # tables of constants are on the device from now on
+    Reductions(x, **WITH).hist                     # tables of constants are on the device from now on
     for name in ('numpy', 'item', 'tolist', '__float__', '__bool__', '__int__', '__index__', 'cpu', '__array__'):
         monkeypatch.setattr(torch.Tensor, name, lambda self, *a, name=name, **k: pytest.fail(f'{name} waits for the device'))
     for s in FOUND.values():
-        v = View(x, host=False, **WITH)
+        v = Reductions(x, **WITH)
         with Watchful(): p = s.f(v)
         for t in p: assert isinstance(t, (torch.Tensor, int, float))
         with Watchful():
@@ -591,13 +641,13 @@ def test_the_device_way_on_a_device_without_data():
     "A meta tensor has no values: whatever looked at one would raise."
     for shape in ((16, 8, 6, 5), (300, 500)):
         for s in FOUND.values():
-            for t in s.f(View(torch.empty(shape, device='meta'), host=None, **WITH)):
+            for t in s.f(Reductions(torch.empty(shape, device='meta'), **WITH)):
                 if isinstance(t, torch.Tensor): assert t.device.type == 'meta', s.name
 
 def test_the_two_ways_agree_on_a_sampled_tensor():
     x = randn(64, 32, 20, 20).relu() - .1
     for s in FOUND.values():
-        np.testing.assert_allclose(s(x, host=True, **WITH), s(x, host=False, **WITH), rtol=2e-6, err_msg=s.name)
+        np.testing.assert_allclose(s(x, by=CpuReductions, **WITH), s(x, by=Reductions, **WITH), rtol=2e-6, err_msg=s.name)
 
 def test_deterministic_algorithms_do_not_forbid():
     was = torch.are_deterministic_algorithms_enabled()
@@ -605,7 +655,7 @@ def test_deterministic_algorithms_do_not_forbid():
         torch.use_deterministic_algorithms(True)
         for x in (randn(16, 8, 3, 3), randn(64, 32, 20, 20)):
             for s in FOUND.values():
-                for host in (True, False): s(x, host=host, **WITH)
+                for by in WAYS: s(x, by=by, **WITH)
     finally: torch.use_deterministic_algorithms(was)
 
 def test_nothing_is_changed_and_no_graph_is_made():
@@ -613,8 +663,8 @@ def test_nothing_is_changed_and_no_graph_is_made():
     y = x * 1
     keep, version, state = y.detach().clone(), y._version, torch.get_rng_state()
     for s in FOUND.values():
-        for host in (True, False):
-            for t in s.f(View(y, host=host, **WITH)): assert not getattr(t, 'requires_grad', False)
+        for by in WAYS:
+            for t in s.f(by(y, **WITH)): assert not getattr(t, 'requires_grad', False)
     assert torch.equal(y, keep) and y._version == version and torch.equal(torch.get_rng_state(), state)
 
 
@@ -637,7 +687,7 @@ def test_a_statistic_of_ones_own_with_a_merge():
     s = statistic(lambda x: ((x > 1).sum(), x.numel()), name='above_one', finish=lambda k, n: k / n,
                   merge=lambda a, b: (a[0] + b[0], a[1] + b[1]))
     a, b = randn(5, 4), randn(9, 4)
-    assert finished(s, merged(s, s.f(View(a)), s.f(View(b)))) == pytest.approx(s(torch.cat([a, b])))
+    assert finished(s, merged(s, s.f(CpuReductions(a)), s.f(CpuReductions(b)))) == pytest.approx(s(torch.cat([a, b])))
 
 def test_numbers_of_every_kind_are_taken():
     for out in (1, 2., True, np.float32(3), torch.tensor(4), torch.tensor([5.]), torch.tensor(6., dtype=torch.bfloat16)):
@@ -667,57 +717,3 @@ def test_resolve():
 def test_a_statistic_can_be_read_without_a_unit_axis_only_by_an_error_that_teaches():
     for s in UNITS:
         with pytest.raises(ValueError, match='unit_dim'): s(randn(3, 4))
-
-
-# --- the places that are read in one call -----------------------------------------------------------------------------
-ONE_CALL = {'conv': (lambda: randn(6, 4, 5, 5).relu(), 1), 'linear': (lambda: randn(64, 10).relu(), -1), 'narrow': (lambda: randn(250, 3), -1),
-            'sampled': (lambda: randn(64, 8, 14, 14).relu(), 1), 'no units': (lambda: randn(6, 4, 3), None), 'negative zero': (lambda: -randn(8, 8).relu(), 1),
-            'zeros': (lambda: torch.zeros(8, 4), 1), 'middle axis': (lambda: randn(4, 6, 5), 1)}
-
-@pytest.mark.parametrize('kind', ONE_CALL)
-def test_a_place_reads_in_one_call_what_a_view_reads(kind):
-    make, dim = ONE_CALL[kind]
-    places = prepared.Places()
-    for _ in range(3):                                       # the scratch of the first is that of the second
-        x     = make()
-        place = places.find(kind, x, dim, 4096, prepared.SITE_READS, hist=True)
-        numbers, hist, units = place.site(x)
-        v = View(x, 4096, dim)
-        for a, got in zip(prepared.SITE_READS, numbers):
-            near = 1e-6 * v.norm if a == 'sum' else 1e-30
-            np.testing.assert_allclose(got, getattr(v, a), rtol=1e-5 if a == 'm2_root' else 1e-6, atol=near, err_msg=a)
-        np.testing.assert_array_equal(hist, v.hist)
-        if dim is not None: np.testing.assert_array_equal(units, [np.asarray(e) for e in v.unit_extremes])
-        ends = places.find('input', x, None, None, prepared.MOMENTS)
-        np.testing.assert_allclose(ends.moments(x), [getattr(v, a) for a in prepared.MOMENTS], rtol=1e-5, atol=1e-6 * v.norm + 1e-30)
-
-@pytest.mark.parametrize('n', [1, 7, 1023, 1024, 1025, 5000])
-def test_moments_of_an_input_of_any_length(n):
-    x   = randn(n) * 3 + 1
-    got = prepared.Places().find('input', x, None, None, prepared.MOMENTS).moments(x)
-    a   = x.double().numpy()
-    if got is None: assert n == 1; return                    # a mean beyond 10 std is a View's
-    np.testing.assert_allclose(got, [n, a.sum(), np.sqrt(((a - a.mean()) ** 2).sum()), np.linalg.norm(a), a.min(), a.max()], rtol=1e-5)
-
-def test_what_needs_more_care_is_not_read_in_one_call():
-    places = prepared.Places()
-    for x in (torch.tensor([[1., math.nan]]), torch.tensor([[1., -math.inf]]), torch.full((4, 4), 1e25), torch.full((4, 4), 1e-25), randn(4, 4) + 1e3):
-        assert places.find('a', x, 1, None, prepared.SITE_READS, hist=True).site(x) is None
-        assert places.find('b', x, None, None, prepared.MOMENTS).moments(x) is None
-    for x in (randn(4, 4).double(), randn(4, 4).half(), randn(8, 8)[:, ::2], randn(4, 4).t(), torch.zeros(0, 4), randn(2, 3, 4, 5).to(memory_format=torch.channels_last)):
-        assert places.find('c', x, 1, None, prepared.SITE_READS, hist=True) is None
-    assert places.find('d', randn(2, 3, 4), 0, None, prepared.SITE_READS, hist=True) is None          # units on axis 0
-    assert places.find('e', randn(5), None, None, prepared.SITE_READS, hist=True) is None
-
-@pytest.mark.parametrize('classes', [2, 10])
-def test_the_constant_answers_cross_entropy_in_one_pass(classes):
-    pred, y = randn(64, classes) * 4, torch.randint(0, classes, (64,))
-    want    = torch.nn.functional.cross_entropy(pred.double().mean(0, keepdim=True).expand(64, -1), y)
-    assert _cross_entropy(pred, (y,)) == pytest.approx(float(want), rel=1e-6)
-    y[3] = -100
-    assert _cross_entropy(pred, (y,)) is None and _cross_entropy(pred * math.nan, (y.clamp_min(0),)) is None
-    assert _cross_entropy(pred.half(), (y,)) is None and _cross_entropy(pred[:, None], (y,)) is None and _cross_entropy(pred, (y, y)) is None
-    CE = torch.nn.CrossEntropyLoss
-    for f in (CE(), CrossEntropyLossFlat(), torch.nn.functional.cross_entropy): assert _is_cross_entropy(f)
-    for f in (CE(label_smoothing=.1), CE(weight=torch.ones(classes)), CE(reduction='sum'), CE(ignore_index=1), CrossEntropyLossFlat(axis=0),
-              CrossEntropyLossFlat(weight=torch.ones(classes)), LabelSmoothingCrossEntropyFlat(), torch.nn.MSELoss()): assert not _is_cross_entropy(f)

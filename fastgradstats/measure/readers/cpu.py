@@ -1,119 +1,232 @@
-"""What the CPU reads in one call, batch after batch: the output of a module, and all the small parameters together.
+"""Reading on the CPU: a large tensor in one compiled pass over the memory (kernels.py), all small ones in one call.
 
-A View asks for one reduction after another, which is right for any tensor; most are contiguous float32 of the same
-shape each time, and for these scratch and order are made once.
+What these loops do not take (another type or device, NaN, numbers whose squares leave a float32) is the reference's.
 """
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
 import torch
 
 from . import kernels
-from ..reductions import BIN_OF_PATTERN, N_BINS, NEAR_BITS, View, rows_of, stride_of
+from .reference import Reductions, Reference, as_float32, lazy
+from ..reductions import BIN_OF_PATTERN, N_BINS, NEAR_ZERO
 
-PLAIN       = (torch.Tensor, torch.nn.Parameter)
-SMALL       = 16384      # tensors of up to so many elements are read many in one call
-MOMENTS     = ('n', 'sum', 'm2_root', 'norm', 'min', 'max')
-SITE_READS  = (*MOMENTS, 'n_zero', 'n_near_zero', 'n_nonfinite')
-SMALL_READS = (*MOMENTS, 'abs_sum', 'n_zero', 'n_near_zero', 'n_nonfinite', 'median', 'abs_median')
-
-
-def base(t):
-    "A tensor of any subclass as a plain one; its own operations take twenty times as long."
-    if type(t) is torch.Tensor: return t
-    with torch._C.DisableTorchFunctionSubclass(): return t.as_subclass(torch.Tensor)
+PLAIN     = (torch.Tensor, torch.nn.Parameter)
+SMALL     = 16384        # tensors of up to so many elements are read many in one call
+NEAR_BITS = np.float32(NEAR_ZERO).view(np.int32)
+AT_ONCE   = ('n', 'sum', 'm2_root', 'norm', 'min', 'max', 'abs_sum', 'n_zero', 'n_near_zero', 'n_nonfinite', 'median',
+             'abs_median')                                  # what `kernels.small` writes
 
 
-class Place:
-    "A place at which contiguous float32 tensors of one shape are read, each in one call; everything else is a View's."
-    __slots__ = ('shape', 'dim', 'n', 'rows', 'stride', 'sample', 'lo', 'hi', 'out', 'n_units', 'picked')
-    def __init__(self, shape, dim, sample, names, hist):
-        self.shape, self.dim, self.n = shape, dim, shape.numel()
-        self.out    = np.empty(len(SITE_READS))
-        self.picked = np.array([SITE_READS.index(a) for a in names])
-        if not hist: self.lo, self.hi = np.empty((2, 1024), np.float32); return
-        (self.rows, _), units = rows_of(shape, 1 if dim is None else dim % len(shape))
-        self.lo, self.hi = np.empty((2, *units), np.float32)
-        self.n_units = units[1]
-        self.stride  = stride_of(tuple(shape), sample)
-        self.sample  = np.empty(self.lo.size, np.float32)
+class CpuReductions(Reductions):
+    "Sum, squares and extremes in one pass, which also takes the sample; its counts and medians in another."
+    @lazy
+    def careful(self): return Reductions(self.x.double(), None, self.unit_dim)
 
-    def _numbers(self): return self.out[self.picked].tolist()
+    @lazy
+    def _pass(self):
+        """(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the
+        careful way."""
+        x, units = self._rows() if self.n else (None, None)
+        if x is None: return None
+        lo, hi = np.empty((2, x.shape[1]), x.dtype)
+        rest   = self.flat.numpy()[x.size:]
+        sample = np.empty(self.n_sampled if self.sampled and self.stride > 1 and not len(rest) else 0, x.dtype)
+        total, squares = kernels.moments(x, lo, hi, sample, self.stride)
+        if len(sample): self.__dict__['sample'] = torch.from_numpy(sample)
+        if len(rest):
+            few  = np.empty((2, len(rest)), x.dtype)
+            t, q = kernels.moments(rest[None], *few, sample, 1)
+            total, squares, lo[0], hi[0] = total + t, squares + q, min(lo[0], few[0].min()), max(hi[0], few[1].max())
+        if not (math.isfinite(total) and squares < kernels.HUGE): return None   # NaN, Inf, or squares beyond a float32
+        if squares < kernels.TINY and (lo.min() or hi.max()): return None       # squares too small for one
+        return total, squares, lo, hi, units
 
-    def moments(self, t):
-        "The numbers asked for; None if they need more care."
-        return self._numbers() if kernels.whole(t.data_ptr(), self.n, self.lo, self.hi, self.out) else None
+    def _rows(self):
+        "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
+        if self.unit_dim is None:
+            x = self.flat.numpy()
+            k = self.n // 1024
+            return (x[:k * 1024].reshape(k, 1024) if k else x[None]), None
+        x, d = self.x, self.unit_dim % self.x.dim()
+        if not (x.is_contiguous() and d in (1, x.dim() - 1)): x, d = self.by_unit, 1
+        if x is None or not x.is_contiguous(): return None, None
+        rows, units = _rows_of(tuple(x.shape), d)
+        return x.numpy().reshape(rows), units
 
-    def site(self, t):
-        "The numbers asked for, the histogram (bin,), the extremes of each unit (2, unit); None if they need more care."
-        hist, units = np.empty(N_BINS), np.empty((2, self.n_units), np.float32)
-        fine = kernels.site(t.data_ptr(), self.rows, self.stride, self.sample, NEAR_BITS, BIN_OF_PATTERN, hist,
-                            self.lo, self.hi, units, self.out)
-        return (self._numbers(), hist, units) if fine else None
+    @lazy
+    def sum(self):  return self._pass[0] if self._pass else float(self.careful.sum)
+    @lazy
+    def norm(self): return math.sqrt(self._pass[1]) if self._pass else float(self.careful.norm)
+    @lazy
+    def m2_root(self):
+        "From the squares and the sum where the mean is no larger than 10 std: their difference then keeps 1e-5."
+        if self._pass:
+            squares, of_mean = self._pass[1], self._pass[0] ** 2 / self.n
+            if of_mean <= 100 * (squares - of_mean): return math.sqrt(squares - of_mean)
+        return float(self.careful.m2_root)
+    @lazy
+    def _extremes(self):
+        if self._pass: return float(self._pass[2].min()), float(self._pass[3].max())
+        return float(self.careful.min), float(self.careful.max)
+
+    @lazy
+    def _tally(self):
+        "(counts of the bins, of the patterns, zeros, near zeros, non-finite) of the sample."
+        hist, patterns = np.empty(N_BINS), np.zeros((4, 2048), np.int32)
+        bits = as_float32(self.sample).numpy().view(np.int32)
+        return hist, patterns, *kernels.tally(bits, NEAR_BITS, BIN_OF_PATTERN, patterns, hist)
+    @lazy
+    def n_zero(self):      return self._tally[2] * self.scale
+    @lazy
+    def n_near_zero(self): return self._tally[3] * self.scale
+    @lazy
+    def n_nonfinite(self): return self._tally[4] * self.scale
+    @lazy
+    def hist(self):        return self._tally[0] * self.scale                                # (N_BINS,)
+    @lazy
+    def abs_sum(self):
+        with np.errstate(over='ignore'):
+            a = self.abs_sample.numpy()
+            s = a.sum()
+            return float(s if math.isfinite(s) else a.sum(dtype=np.float64)) * self.scale
+
+    @lazy
+    def _medians(self):
+        if not self.n or math.isnan(self.max): return math.nan, math.nan
+        s = self.sample.numpy()
+        if s.dtype == np.float32:
+            bits = kernels.middle_of(s.view(np.int32), self._tally[1], np.empty(len(s), np.int32))
+            return np.array(bits).astype(np.int32).view(np.float32).tolist()
+        k = (len(s) - 1) // 2
+        return float(np.partition(s, k)[k]), float(np.partition(abs(s), k)[k])
+    @lazy
+    def median(self):     return self._medians[0]
+    @lazy
+    def abs_median(self): return self._medians[1]
+
+    @lazy
+    def unit_extremes(self):
+        if self.unit_dim is not None and self._pass:
+            *_, lo, hi, units = self._pass
+            return lo.reshape(units).min(axis=(0, 2)), hi.reshape(units).max(axis=(0, 2))
+        return tuple(t.numpy() for t in Reductions.unit_extremes.f(self))                    # (unit,), (unit,)
 
 
-class Places:
-    "The places of one watcher, and the scratch of its parameters; made anew where shapes change."
-    def __init__(self): self.by_key, self.by_sizes = {}, {}
+def _rows_of(shape, d):
+    """How a contiguous tensor with its units on axis d, the second or the last, is read by rows: (row, column), and its
+    columns as (repeat, unit, rest); short rows are read several at once."""
+    n, U = math.prod(shape), shape[d]
+    wide = n // shape[0] if d == 1 else U
+    k    = 1
+    while k * wide < 256 and n // wide % (2 * k) == 0: k *= 2
+    return (n // (k * wide), k * wide), (k, U, wide // U)
 
-    def find(self, key, t, dim, sample, names, hist=False):
-        "The Place that reads tensors like the plain tensor `t`, or None."
-        if not (t.dtype is torch.float32 and t.is_cpu and t.layout is torch.strided and t.is_contiguous()): return None
-        known = self.by_key.get(key)
-        if known is not None and known.shape == t.shape and known.dim == dim: return known
-        if not t.numel() or t.is_neg(): return None
-        if hist and (t.dim() < 2 or dim is not None and dim % t.dim() not in (1, t.dim() - 1)): return None
-        known = self.by_key[key] = Place(t.shape, dim, sample, names, hist)
-        return known
 
-    def line_up(self, tensors, use=''):
+class Cpu(Reference):
+    "The reader of models on the CPU; what lies elsewhere is read as by the reference."
+    def __init__(self):
+        super().__init__()
+        self.by_sizes = {}                        # scratch of the small parameters
+        self.small    = []                        # places of those that `keep` has kept in some of it
+        self.kept_small = None
+
+    def of(self, x, **about): return (CpuReductions if x.is_cpu else Reductions)(x, **about)
+
+    def number(self, x):
+        x = super().number(x)
+        if not isinstance(x, torch.Tensor) or not x.is_cpu: return x
+        return x.numpy().item() if x.dtype is torch.float32 else float(x)
+
+    def line_up(self, xs, use=''):
         """The elements of `small_ones`, one tensor behind the other, in scratch that is kept for each `use`, and where
         each ends.  # (n,), (tensor,)"""
-        sizes = tuple([t.numel() for t in tensors])
+        sizes = tuple([x.numel() for x in xs])
         if (sizes, use) not in self.by_sizes:
             if len(self.by_sizes) > 16: self.by_sizes.clear()
             self.by_sizes[sizes, use] = np.empty(sum(sizes), np.float32), np.cumsum(sizes)
-        x, ends = self.by_sizes[sizes, use]
-        tensors = [t if t.is_contiguous() else t.detach().contiguous() for t in tensors]
-        kernels.line_up(np.array([t.data_ptr() for t in tensors]), ends, x)
-        return x, ends
+        out, ends = self.by_sizes[sizes, use]
+        xs = [x if x.is_contiguous() else x.detach().contiguous() for x in xs]
+        kernels.line_up(np.array([x.data_ptr() for x in xs]), ends, out)
+        return out, ends
 
-    def read_small(self, tensors, names):
-        """Read all the small ones of `tensors` in one call. Returns which were read; their numbers, (tensor, name),
-        names among SMALL_READS; their norms; their histograms, (tensor, bin), of those with two or more dimensions.
-        What is not finite, or has a mean beyond 10 std, is left to a View."""
-        few = small_ones(tensors)
-        if not few: return [], [], [], []
-        x, ends = self.line_up([tensors[k] for k in few])
-        wide    = np.array([tensors[k].dim() > 1 for k in few])
-        out, hists = np.empty((len(few), len(SMALL_READS))), np.empty((len(few), N_BINS))
-        if not kernels.small(x, ends, wide, NEAR_BITS, BIN_OF_PATTERN, out, hists):
-            kept = np.flatnonzero(out[:, 0] > 0)
-            few, out, hists = [few[k] for k in kept], out[kept], hists[kept]
-        return few, out[:, _columns(names)].tolist(), out[:, 3].tolist(), hists
+    def at_once(self, xs, wanted, sample):
+        "Of the small ones; what is not finite, or has a mean beyond 10 std, is left out."
+        names = tuple(a for a in wanted.names if a in AT_ONCE)
+        small = small_ones(xs) if sample is None or sample >= SMALL else []
+        if not small: return (), {}
+        x, ends = self.line_up([xs[k] for k in small])
+        matrix  = np.array([xs[k].dim() > 1 for k in small])
+        out, hists = np.empty((len(small), len(AT_ONCE))), np.empty((len(small), N_BINS))
+        kernels.small(x, ends, matrix, NEAR_BITS, BIN_OF_PATTERN, out, hists)
+        read    = zip(small, out[:, _columns(names)].tolist(), out[:, 3].tolist(), hists, out[:, 0] > 0)
+        return names, {k: (numbers, norm, hist if wanted.hists else None) for k, numbers, norm, hist, ok in read if ok}
 
+    def norms(self, xs, known):
+        rest  = [k for k in range(len(xs)) if k not in known]
+        small = [rest[j] for j in small_ones([xs[k] for k in rest])]
+        if small: known.update(zip(small, _norms(*self.line_up([xs[k] for k in small]))))
+        return super().norms(xs, known)
+
+    def keep(self, keys, ps, wanted):
+        "A large one mostly is there already, as it was after the last step: it is compared, which gives its norm."
+        norms, self.small = {}, small_ones(ps) if wanted.only_norm else []
+        if self.small:
+            self.kept_small, ends = self.line_up([ps[k] for k in self.small], 'kept')
+            norms = dict(zip(self.small, _norms(self.kept_small, ends)))
+        for k, p in enumerate(ps):
+            if wanted.only_norm and _in_one_pass(p):
+                norms[k] = math.sqrt(kernels.synchronise(_array(p), _array(self._slot(keys[k], p))))
+        rest = [k for k in range(len(ps)) if k not in norms]
+        super().keep([keys[k] for k in rest], [ps[k] for k in rest], wanted)
+        return norms
+
+    def changes(self, keys, ps, wanted):
+        norms, out = {}, list(ps)
+        if self.small:
+            x, ends = self.line_up([ps[k] for k in self.small])
+            found   = np.empty(len(ends))
+            kernels.distances(x, self.kept_small, ends, found)
+            norms   = dict(zip(self.small, found.tolist()))
+        with torch.no_grad():
+            for k, p in enumerate(ps):
+                if k in norms: continue
+                if wanted.only_norm and _in_one_pass(p):
+                    norms[k] = math.sqrt(kernels.advance(_array(p), _array(self.kept[keys[k]])))
+                else: out[k] = self._change(keys[k], p)
+        return out, norms
+
+
+def _norms(x, ends):
+    found = np.empty(len(ends))
+    kernels.norms(x, ends, found)
+    return found.tolist()
 
 @lru_cache(maxsize=None)
-def _columns(names): return np.array([SMALL_READS.index(a) for a in names])
+def _columns(names): return np.array([AT_ONCE.index(a) for a in names])
 
-def small_ones(tensors):
+def small_ones(xs):
     "Which of the tensors can be read many in one call: small ones of float32 on the CPU."
-    return [k for k, t in enumerate(tensors) if type(t) in PLAIN and t.dtype is torch.float32 and t.is_cpu
-            and t.layout is torch.strided and 0 < t.numel() <= SMALL and not t.is_neg()]
+    return [k for k, x in enumerate(xs) if type(x) in PLAIN and x.dtype is torch.float32 and x.is_cpu
+            and x.layout is torch.strided and 0 < x.numel() <= SMALL and not x.is_neg()]
+
+def _in_one_pass(p): return p.numel() > SMALL and p.is_cpu and p.dtype is torch.float32 and p.is_contiguous()
+def _array(p): return p.detach().view(-1).numpy()
 
 
 @lru_cache(maxsize=None)
 def warm_up():
     "Compile, or load from disk, what the first batch would otherwise wait for."
-    places, t = Places(), torch.arange(6.).reshape(2, 3)
-    places.read_small([t, t[0]], SMALL_READS)
-    Place(t.shape, 1, None, MOMENTS, True).site(t), Place(t.shape, None, None, MOMENTS, False).moments(t)
-    View(t)._pass
-    v = View(t, unit_dim=1)
-    v.unit_extremes, v.hist, v.median
-    x, ends = places.line_up([t])
+    x = torch.arange(6.).reshape(2, 3)
+    r = CpuReductions(x, unit_dim=1)
+    r.unit_extremes, r.hist, r.median
+    CpuReductions(x).norm
+    cpu     = Cpu()
+    x, ends = cpu.line_up([x])
+    out     = np.empty((1, len(AT_ONCE)))
+    kernels.small(x, ends, np.array([True]), NEAR_BITS, BIN_OF_PATTERN, out, np.empty((1, N_BINS)))
     kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())
     kernels.norms(x, ends, np.empty(1)), kernels.distances(x, x, ends, np.empty(1))
-    kernels.cross_entropy_of_mean(x[None], np.zeros(1, np.int64))

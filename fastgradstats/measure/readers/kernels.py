@@ -105,9 +105,8 @@ def rare(bits, near):                               # bits: (n,) int32 of float3
 
 
 @compiled()
-def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float32; hist: (bin,), written
-    "Counts over the bins, and what is `rare`."
-    raw = np.zeros((4, 2048), np.int32)
+def tally(bits, near, bin_of_pattern, raw, hist):   # bits: (n,) int32 of float32; raw: (4, 2048), zero; hist: (bin,)
+    "Counts by patterns, in the first row of `raw`, and over the bins; and what is `rare`."
     count_patterns(bits, raw)
     add_up(raw)
     put_in_bins(raw, 1., bin_of_pattern, hist)
@@ -115,76 +114,15 @@ def tally(bits, near, bin_of_pattern, hist):        # bits: (n,) int32 of float3
 
 
 @compiled()
-def finished(n, total, squares, least, greatest, tiny, huge, out):    # out: (6,), written
+def finished(n, total, squares, least, greatest, out):      # out: (6,), written
     """n, sum, ||x - mean||, norm, least, greatest of n elements; False if they need more care: NaN, Inf, a mean beyond
-    10 std, or a sum of squares that is not between `tiny` and `huge`, where the squares fit their type."""
+    10 std, squares that are too small for their type."""
     of_mean = total * total / n
     out[0], out[1], out[2], out[3] = n, total, np.sqrt(max(squares - of_mean, 0.)), np.sqrt(squares)
     out[4], out[5] = least, greatest
-    if not (np.isfinite(total) and squares < huge): return False
-    if squares <= tiny and (least != 0 or greatest != 0): return False
+    if not (np.isfinite(total) and squares < np.inf): return False
+    if squares <= 0 and (least != 0 or greatest != 0): return False
     return of_mean <= 100 * (squares - of_mean) or squares == 0
-
-
-@compiled()
-def whole(address, n, lo, hi, out):                 # lo, hi: (1024,) scratch; out: (6,), written
-    "The moments of n float32, as `finished` gives them; returns False if they need more care."
-    x    = carray(floats_at(address), (n,))
-    none = x[:0]
-    k    = len(x) // 1024
-    rest = x[k * 1024:]
-    total = squares = 0.
-    least = greatest = x[0]
-    if k:
-        total, squares = moments(x[:k * 1024].reshape(k, 1024), lo, hi, none, 1)
-        for i in range(1024): least, greatest = min(least, lo[i]), max(greatest, hi[i])
-    if len(rest):
-        t, q = moments(rest.reshape(1, -1), lo, hi, none, 1)
-        total, squares = total + t, squares + q
-        for i in range(len(rest)): least, greatest = min(least, lo[i]), max(greatest, hi[i])
-    return finished(len(x), total, squares, least, greatest, TINY, HUGE, out)
-
-
-@compiled()
-def site(address, rows, stride, sample, near, bin_of_pattern, hist, lo, hi, units, out):
-    """All that is usually read of an activation of float32. Its rows have the columns (repeat, unit, rest) of `lo` and
-    `hi`, which are scratch, as `sample` is: (column,). Written: hist (bin,), units (2, unit), the extremes of each, and
-    out (9,): what `finished` gives, then zeros, near zeros and non-finite ones. Returns False if the moments need more
-    care; so nothing is not finite where it returns True."""
-    columns = lo.size
-    x       = carray(floats_at(address), (rows, columns))
-    a, b    = lo.reshape(-1), hi.reshape(-1)
-    raw     = np.zeros((4, 2048), np.int32)
-    total = squares = 0.
-    zeros = close = taken = first = 0
-    for c in range(columns): a[c] = b[c] = x[0, c]
-    for r in range(rows):
-        s, q     = of_row(x[r], a, b)
-        total   += s
-        squares += q
-        bits     = x[r].view(np.int32)
-        if stride > 1:                              # while the row is in the cache
-            n = (columns - first + stride - 1) // stride
-            for k in range(n): sample[k] = x[r, first + k * stride]
-            first += n * stride - columns
-            bits   = sample[:n].view(np.int32)
-        count_patterns(bits, raw)
-        z, m, _ = rare(bits, near)
-        zeros  += z
-        close  += m
-        taken  += len(bits)
-    scale = x.size / taken
-    add_up(raw)
-    put_in_bins(raw, scale, bin_of_pattern, hist)
-    out[6], out[7], out[8] = zeros * scale, close * scale, 0
-    least, greatest = lo[0, 0, 0], hi[0, 0, 0]
-    for u in range(lo.shape[1]):
-        f, g = lo[0, u, 0], hi[0, u, 0]
-        for k in range(lo.shape[0]):
-            for i in range(lo.shape[2]): f, g = min(f, lo[k, u, i]), max(g, hi[k, u, i])
-        units[0, u], units[1, u] = f, g
-        least, greatest = min(least, f), max(greatest, g)
-    return finished(x.size, total, squares, least, greatest, TINY, HUGE, out)
 
 
 @compiled()
@@ -284,7 +222,7 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
         marks = bits[start:ends[t]]
         total, squares, mags = sums(x[start:ends[t]])
         keys[0], keys[1]     = extremes(marks)
-        fine = finished(len(marks), total, squares, floats[0], floats[1], 0., np.inf, out[t])
+        fine = finished(len(marks), total, squares, floats[0], floats[1], out[t])
         out[t, 6] = mags
         out[t, 7], out[t, 8], out[t, 9] = rare(marks, near)
         if not fine or out[t, 9] > 0:
@@ -304,23 +242,6 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
             if wide[t]: put_in_bins(raw, 1., bin_of_pattern, hist[t])
         start = ends[t]
     return all_fine
-
-
-@compiled()
-def cross_entropy_of_mean(x, y):                    # x: (example, class), y: (example,) classes
-    "The mean cross-entropy when every example is given the mean of x; NaN where a y is no class or an x is not finite."
-    n, c = x.shape
-    per = np.zeros(c)
-    for i in range(n):
-        for j in range(c): per[j] += x[i, j]
-    total, top, exps = 0., per[0], 0.
-    for i in range(n):
-        if not 0 <= y[i] < c: return np.nan
-        total += per[y[i]] / n
-    for j in range(c): top   = max(top, per[j])
-    for j in range(c): exps += np.exp((per[j] - top) / n)
-    loss = np.log(exps) + (top - total) / n
-    return loss if np.isfinite(loss) else np.nan
 
 
 @compiled()
