@@ -9,6 +9,7 @@ import random
 import numpy as np
 import torch
 from torch import nn
+import fastai.callback.schedule                    # noqa: F401  (gives Learner its fit_one_cycle)
 from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
