@@ -21,8 +21,8 @@ from fastai.optimizer import SGD, OptimWrapper
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-import fastgradstats.measure.watcher as watching
 from fastgradstats import GeneralRelu, LayerStatsCallback, watch
+from fastgradstats.measure.readers.reference import Reductions
 from reference import REFERENCE, hooks_on, loaders, seed
 
 SCALARS = ['mean', 'std', 'norm', 'min', 'max', 'abs_mean', 'frac_zero', 'frac_nonfinite']
@@ -747,11 +747,11 @@ def test_tensor_image_without_cast_is_read_as_a_plain_tensor(monkeypatch):
     loss = lambda p, y: F.cross_entropy(p.as_subclass(torch.Tensor), y)
     rec, _ = both(make, images(), {'1': '1'}, extra=lambda: [ToImage()], loss_func=loss)
     types = set()
-    real  = watching.View.__init__
+    real  = Reductions.__init__
     def init(self, x, *args, **kwargs):
         real(self, x, *args, **kwargs)
         types.add(type(self.x))
-    monkeypatch.setattr(watching.View, '__init__', init)
+    monkeypatch.setattr(Reductions, '__init__', init)
     fit(make, images(), LayerStatsCallback(verbose=False), extra=lambda: [ToImage()], loss_func=loss)
     assert types == {torch.Tensor}
 
