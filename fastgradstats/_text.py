@@ -167,6 +167,7 @@ def num(x):
     if abs(x) >= 9999.5 or abs(x) < 9.5e-5: return f'{x:.1e}'.replace('e-0', 'e-').replace('e+0', 'e')
     return f'{x:.0f}' if abs(x) >= 9.95 else f'{x:#.2g}'
 
+def digits(x, n): return f'{x:.{n}g}'
 def pct(x): return '–' if not np.isfinite(x) else f'{100 * x:.0f} %'
 def acc(x): return '–' if not np.isfinite(x) else f'{x:.3f}'
 
@@ -191,3 +192,13 @@ def pairs(k):
     "In how many pairs of layer and seed."
     n, word = (k.larger, 'larger') if k.larger >= k.smaller else (k.smaller, 'smaller')
     return f"{word} in {'all' if n == k.n else f'{n} of'} {k.n} pairs of layer and seed"
+
+
+def plain(o):
+    "`o` as strict JSON: NumPy scalars to Python's, non-finite floats to null."
+    if isinstance(o, dict):          return {str(k): plain(v) for k, v in o.items()}
+    if isinstance(o, (list, tuple)): return [plain(v) for v in o]
+    if isinstance(o, np.ndarray):    return plain(o.tolist())
+    if isinstance(o, np.generic):    return plain(o.item())
+    if isinstance(o, float) and not np.isfinite(o): return None
+    return o

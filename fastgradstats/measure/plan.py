@@ -5,7 +5,7 @@ import numbers
 
 from .placebo import EVERY
 from .probes import OUTPUTS, PROBES, check_modules, takes
-from ..record.record import RESERVED
+from ..record.schema import RESERVED
 from .statistics import STATISTICS, meant, resolve
 from .reductions import SAMPLE, Wanted
 

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
-from ..record.parquet import ENDS, OUTPUTS, PARAMETERS, PROBES      # noqa: F401
+from ..record.schema import ENDS, OUTPUTS, PARAMETERS, PROBES      # noqa: F401
 
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
 NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)

@@ -15,9 +15,11 @@ import torch
 
 from .. import __version__
 from .probes import ENDS, OUTPUTS, PARAMETERS
-from ..record.record import ITER_COLS, MAX_WINDOWS, UNSEEN, Bins, Record, coarsen
+from ..record.bins import BIN_EDGES, BIN_LABELS, N_BINS, Bins
+from ..record.join import MAX_WINDOWS, coarsen
+from ..record.record import Record
+from ..record.schema import ITER_COLS, UNSEEN
 from .statistics import unit_states
-from .reductions import BIN_EDGES, BIN_LABELS, N_BINS
 
 FLUSH      = 50                   # rows between two copies from the device to the host
 MIN_WINDOW = 20                 # rows a window of the life table has at least: single batches overstate death 3-5 times

@@ -9,16 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from ..record.bins import N_MAG, NAN, NEG_BIG, NEG_INF, OCTAVES, POS_BIG, POS_INF, ZERO
+
 SAMPLE    = 65536        # tensors with more elements are sampled for what is not a moment; see `stride_of`
 NEAR_ZERO = 0.05         # |x| below this is near zero: fastai's ActivationStats takes x <= 0.05, without the | |
 
 # --- histogram bins: the top bits of a float32 ----------------------------------------------------------------------
-# sign, exponent and two mantissa bits of a float32 are its bin: 4 an octave, magnitudes 2^-32 to 2^16 of both signs
-OCTAVES = (-32, 16)
-N_MAG   = 4 * (OCTAVES[1] - OCTAVES[0])                     # 192 bins a sign
-N_BINS  = 2 * N_MAG + 6                                     # and -inf, < -2^16, zero, > 2^16, +inf, nan
-NEG_INF, NEG_BIG, ZERO, POS_BIG, POS_INF, NAN = 0, 1, N_MAG + 2, 2 * N_MAG + 3, 2 * N_MAG + 4, 2 * N_MAG + 5
-
 def _bin_of_pattern():
     "The bin of each of the 2,048 raw patterns `(x.view(int32) >> 21) + 1024`, in value order.  # (2048,)"
     raw  = np.arange(2048)
@@ -33,10 +29,6 @@ def _bin_of_pattern():
     return np.where(mag > 1020, NAN, out)
 
 BIN_OF_PATTERN = _bin_of_pattern()
-_MAGNITUDES    = np.concatenate([np.ldexp(1 + np.arange(4) / 4, o) for o in range(*OCTAVES)] + [[2.0 ** OCTAVES[1]]])
-BIGGEST       = float(np.finfo(np.float32).max)
-BIN_EDGES      = np.concatenate([[-BIGGEST], -_MAGNITUDES[::-1], _MAGNITUDES, [BIGGEST]])          # (388,)
-BIN_LABELS     = {NEG_INF: '-inf', NEG_BIG: '< -65536', ZERO: 'zero', POS_BIG: '> 65536', POS_INF: '+inf', NAN: 'nan'}
 
 # --- tensors --------------------------------------------------------------------------------------------------------
 @lru_cache(maxsize=None)

@@ -16,7 +16,8 @@ from typing import Callable
 import numpy as np
 import torch
 
-from .reductions import N_BINS, NEAR_ZERO
+from ..record.bins import N_BINS
+from .reductions import NEAR_ZERO
 from .readers.reference import Reductions
 
 DORMANT = 0.025                   # tau of Sokar et al. 2023, arXiv 2302.12902

@@ -10,30 +10,18 @@ import json
 import os
 from pathlib import Path
 from threading import get_ident
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-FORMAT     = 1
-OUTPUTS    = ('activation', 'grad_output')                    # read at a site: a module's output
-PARAMETERS = ('grad', 'grad_used', 'weight', 'update')        # read at a parameter
-ENDS       = ('input', 'output')                              # read at the model
-PROBES     = OUTPUTS + PARAMETERS + ENDS
-ITER_COLS  = dict(iter='int64', fit='int64', epoch='int64', bs='int64', loss='float64', loss_constant='float64',
-                  lr='float64', mom='float64', grad_norm='float64', clip_factor='float64', stepped='bool',
-                  measured='bool', n_accum='int64', elapsed='float64')
-DEAD_UNITS = ('activation', 'frac_dead')              # the key whose windows are those of the units
-# state of one unit over one window, as stored; what the life table makes of a sequence of them is `Record.units`
-ALIVE, DEAD, NONFINITE, UNSEEN = 0, 1, 2, -1
+from .._text import plain
+from .bins import Bins
+from .long import lines
+from .schema import DEAD_UNITS, ITER_COLS, LAYER_LR, UNSEEN
 
-
-class Bins(NamedTuple):
-    "The bins of every histogram of a record: bin `i` in 1..387 spans `edges[i-1]` to `edges[i]`; the others are named."
-    edges: np.ndarray                 # (388,), ascending, symmetric about 0
-    labels: dict                      # bin index -> name of a special bin
+FORMAT = 1
 
 
 def write(rec, path):
@@ -55,59 +43,46 @@ def write(rec, path):
     return path
 
 def _table(rec):
-    "The lines of the file, as an Arrow table."
-    n, parts = len(rec._iters), list(rec._parts(list(rec._values)))
-    rows     = np.concatenate([np.arange(n), *(r for _, r, _, _ in parts)])
-    starts   = n + np.cumsum([0, *(len(r) for _, r, _, _ in parts)])
-    place    = {p: slice(a, a + len(r)) for a, (p, r, _, _) in zip(starts, parts)}
-    names    = list(dict.fromkeys(['row', *rec._layers]))
-    probe    = np.zeros(len(rows), np.int32)
-    layer    = np.zeros(len(rows), np.int32)
-    labels   = {'': 0}
-    for p, r, c, _ in parts:
-        probe[place[p]] = names.index(p)
-        code = np.array([labels.setdefault(name, len(labels)) for name in rec._layers[p].layer], np.int32)
-        layer[place[p]] = code[c]
-    base = {}
-    for c in ITER_COLS:
-        v = rec._iters[c].to_numpy()[rows]
-        if c == 'lr' and ('update', 'lr') in rec._values:         # the layer's own on the lines of `update`
-            v[place['update']] = next(out['lr'] for p, _, _, out in parts if p == 'update')
-        gone = np.isnan(v) if c in ('loss_constant', 'lr', 'mom', 'clip_factor') else \
-               np.isnan(v) & ~rec._iters.measured.to_numpy()[rows] if c == 'grad_norm' else None
-        base[c] = pa.array(v, mask=gone)
-    base['probe'] = pa.DictionaryArray.from_arrays(probe, pa.array(names, pa.string()))
-    base['layer'] = pa.DictionaryArray.from_arrays(layer, pa.array(list(labels), pa.string()))
-    for s in dict.fromkeys(s for _, s in rec._values):
-        if s == 'lr': continue
-        found = {p: out[s] for p, _, _, out in parts if s in out}
-        if rec._is_hist(s):
-            has = np.zeros(len(rows), bool)
-            for p, (ok, _) in found.items(): has[place[p]] = ok
-            base[s] = _lists(has, np.concatenate([v for _, v in found.values()]), pa.float32())
-        else:
-            v, gone = np.full(len(rows), np.nan, np.float32), np.ones(len(rows), bool)
-            for p, col in found.items(): v[place[p]] = col
-            for p in found:
-                at       = place[p]                                    # between the ends of windows: NULL
-                gone[at] = np.isnan(v[at]) if (p, s) in rec._windows else False
-            base[s] = pa.array(v, mask=gone)
-    if rec._units:
-        state = [None] * len(rows)
-        p, r, c, _ = next(q for q in parts if q[0] == 'activation')
-        ends = pd.Index(rec._windows[DEAD_UNITS].last_iter).get_indexer(rec._iters.iter)[r]
-        name = rec._layers[p].layer.to_numpy()
-        for i in np.nonzero(ends >= 0)[0]:
-            if name[c[i]] in rec._units: state[place[p].start + i] = rec._units[name[c[i]]][ends[i]]
-        base['unit_state'] = pa.array(state, pa.list_(pa.int8()))
-    head  = dict(format=FORMAT, keys=[list(k) for k in rec._values], meta=rec._meta,
-                 layers={p: _columns(d) for p, d in rec._layers.items()},
-                 windows=[[*k, _columns(d)] for k, d in rec._windows.items()],
-                 hists={s: v.shape[2] for (_, s), v in rec._values.items() if v.ndim == 3},
-                 units={k: v.shape[1] for k, v in rec._units.items()}, epochs=_columns(rec._epochs),
-                 bins=None if rec._bins is None else dict(edges=rec._bins.edges.tolist(), labels=rec._bins.labels))
+    "The lines of the file, a 'row' line for every row first, as an Arrow table."
+    n    = len(rec._iters)
+    long = lines(rec, list(rec._values))
+    rows = np.concatenate([np.arange(n), long.row])
+    lead = lambda v, dtype: np.concatenate([np.zeros(n, dtype), v])
+    base = {c: _iter_column(rec, c, rows, long) for c in ITER_COLS}
+    base['probe'] = pa.DictionaryArray.from_arrays(lead(long.probe, np.int32), pa.array(long.probes, pa.string()))
+    base['layer'] = pa.DictionaryArray.from_arrays(lead(long.layer, np.int32), pa.array(long.layers, pa.string()))
+    for s, (has, values) in long.columns.items():
+        if s == LAYER_LR[1]: continue
+        base[s] = (pa.array(lead(long.column(s), np.float32), mask=~lead(has, bool)) if values.ndim == 1 else
+                   _lists(lead(has, bool), values, pa.float32()))
+    if rec._units: base['unit_state'] = pa.array([None] * n + _states(rec, long), pa.list_(pa.int8()))
     return pa.table(base).replace_schema_metadata(
-        {b'fastgradstats': json.dumps(plain(head), allow_nan=False).encode()})
+        {b'fastgradstats': json.dumps(plain(_head(rec)), allow_nan=False).encode()})
+
+def _iter_column(rec, name, rows, long):
+    "A column of `iters` on every line; on those of `update` the learning rate is the layer's own."
+    v = rec._iters[name].to_numpy()[rows]
+    if name == LAYER_LR[1] and LAYER_LR in rec._values:
+        has, values = long.columns[name]
+        v[len(v) - len(has):][has] = values
+    gone = np.isnan(v) if name in ('loss_constant', 'lr', 'mom', 'clip_factor') else \
+           np.isnan(v) & ~rec._iters.measured.to_numpy()[rows] if name == 'grad_norm' else None
+    return pa.array(v, mask=gone)
+
+def _states(rec, long):
+    "The states of a layer's units on its line of each window's last row, else None.  # [(unit,)]"
+    ends  = pd.Index(rec._windows[DEAD_UNITS].last_iter).get_indexer(rec._iters.iter)[long.row]
+    here  = (long.probe == long.probes.index(DEAD_UNITS[0])) & (ends >= 0)
+    units = [rec._units.get(name) for name in long.layers]
+    return [units[k][w] if ok and units[k] is not None else None for ok, k, w in zip(here, long.layer, ends)]
+
+def _head(rec):
+    return dict(format=FORMAT, keys=[list(k) for k in rec._values], meta=rec._meta,
+                layers={p: _columns(d) for p, d in rec._layers.items()},
+                windows=[[*k, _columns(d)] for k, d in rec._windows.items()],
+                hists={s: v.shape[2] for (_, s), v in rec._values.items() if v.ndim == 3},
+                units={k: v.shape[1] for k, v in rec._units.items()}, epochs=_columns(rec._epochs),
+                bins=None if rec._bins is None else dict(edges=rec._bins.edges.tolist(), labels=rec._bins.labels))
 
 
 def read(path, make):
@@ -134,44 +109,40 @@ def read(path, make):
         raise ValueError(broken.format(f"its header and its columns disagree: {' '.join(str(e).split())}")) from e
 
 def _arguments(table, head):
+    "What makes the Record again."
     layers  = {p: _frame(d) for p, d in head['layers'].items()}
     windows = {(p, s): _frame(d) for p, s, d in head['windows']}
     bins    = head['bins'] and Bins(np.array(head['bins']['edges']),
                                     {int(k): v for k, v in head['bins']['labels'].items()})
     probe   = table['probe'].cast(pa.string()).to_numpy()
     layer   = table['layer'].cast(pa.string()).to_numpy()
-    own     = probe == 'row'
-    iters   = pd.DataFrame({c: table[c].to_numpy()[own] for c in ITER_COLS})
+    iters   = pd.DataFrame({c: table[c].to_numpy()[probe == 'row'] for c in ITER_COLS})
     pos     = pd.Index(iters.iter)
     places  = {}
     for p in layers:
         here      = np.nonzero(probe == p)[0]
         places[p] = here, table['iter'].to_numpy()[here], pd.Index(layers[p].layer).get_indexer(layer[here])
-    hists   = {s: _unlisted(table[s], n) for s, n in head['hists'].items()}
-    values, units = {}, {}
+    hists, values = {s: _unlisted(table[s], n) for s, n in head['hists'].items()}, {}
     for p, s in head['keys']:
         here, its, cols = places[p]
         ends = pd.Index(windows[p, s].last_iter) if (p, s) in windows else pos
-        rows = ends.get_indexer(its)
-        keep = rows >= 0
-        if s in hists:
-            at, counts = hists[s]
-            at   = at[here]
-            keep = at >= 0
-            v    = np.full((len(ends), len(layers[p]), counts.shape[1]), np.nan, np.float32)
-            v[rows[keep], cols[keep]] = counts[at[keep]]
-        else:
-            v = np.full((len(ends), len(layers[p])), np.nan, np.float32)
-            v[rows[keep], cols[keep]] = table[s].to_numpy()[here][keep]
+        at, found  = hists[s] if s in hists else (np.arange(len(table)), table[s].to_numpy())
+        rows, at   = ends.get_indexer(its), at[here]
+        keep       = (rows >= 0) & (at >= 0)
+        v          = np.full((len(ends), len(layers[p]), *found.shape[1:]), np.nan, np.float32)
+        v[rows[keep], cols[keep]] = found[at[keep]]
         values[p, s] = v
-    if head['units']:
-        ends  = pd.Index(windows[DEAD_UNITS].last_iter)
-        units = {name: np.full((len(ends), n), UNSEEN, np.int8) for name, n in head['units'].items()}
-        here  = places['activation'][0]
-        for i, w in zip(here, ends.get_indexer(table['iter'].to_numpy()[here])):
-            if w >= 0 and layer[i] in units and table['unit_state'][int(i)].is_valid:
-                units[layer[i]][w] = table['unit_state'][int(i)].values.to_numpy()
+    units = _units(table, head, pd.Index(windows[DEAD_UNITS].last_iter), layer, places) if head['units'] else {}
     return iters, values, layers, windows, units, _frame(head['epochs']), bins, head['meta']
+
+def _units(table, head, ends, layer, places):
+    "{layer: states (window, unit)}; unseen where there is no line."
+    out         = {name: np.full((len(ends), n), UNSEEN, np.int8) for name, n in head['units'].items()}
+    here, its, _ = places[DEAD_UNITS[0]]
+    for i, w in zip(here, ends.get_indexer(its)):
+        if w >= 0 and layer[i] in out and table['unit_state'][int(i)].is_valid:
+            out[layer[i]][w] = table['unit_state'][int(i)].values.to_numpy()
+    return out
 
 
 def _lists(has, rows, dtype):
@@ -194,12 +165,3 @@ def _columns(d):
 def _frame(d):
     value = lambda v: float(v) if v in ('nan', 'inf', '-inf') else v
     return pd.DataFrame({c: [value(v) for v in col] for c, col in d.items()})
-
-def plain(o):
-    "`o` as strict JSON: NumPy scalars to Python's, non-finite floats to null."
-    if isinstance(o, dict):          return {str(k): plain(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple)): return [plain(v) for v in o]
-    if isinstance(o, np.ndarray):    return plain(o.tolist())
-    if isinstance(o, np.generic):    return plain(o.item())
-    if isinstance(o, float) and not np.isfinite(o): return None
-    return o

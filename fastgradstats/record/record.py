@@ -11,16 +11,12 @@ from os import PathLike
 import numpy as np
 import pandas as pd
 
-from . import parquet as storing
-from .parquet import ALIVE, DEAD, DEAD_UNITS, ITER_COLS, NONFINITE, PROBES, UNSEEN, Bins, plain      # noqa: F401
-
-MAX_WINDOWS = 1024                # a histogram key keeps 512 to 1024 windows however long the run is
-RESERVED    = {*ITER_COLS, 'gain', 'row', 'probe', 'layer', 'unit_state'}   # not free as a statistic's name
-NOT_ASKED   = {('update', 'lr'), ('grad', 'placebo')}       # recorded, but not by their names
-DERIVED     = {('grad', 'rms'):        "norm / sqrt(numel)",
-               ('grad', 'per_loss'):   "norm / |loss|",
-               ('grad', 'elasticity'): "|g| |w| / |loss|",
-               ('update', 'ratio'):    "|update| / |weight|"}
+from .._text import digits, plain
+from . import parquet
+from .join import joined
+from .long import lines
+from .schema import (ALIVE, DEAD, DEAD_UNITS, DERIVED, ITER_COLS, LAYER_LR, NONFINITE, NOT_ASKED, PROBES, RESERVED,
+                     UNSEEN)
 
 
 class Record:
@@ -41,38 +37,41 @@ class Record:
         iters   = pd.DataFrame(iters)
         missing = [c for c in ITER_COLS if c not in iters]
         if missing: raise ValueError(f"a record's iters need the columns {', '.join(missing)}")
-        iters   = iters[list(ITER_COLS)].astype(ITER_COLS).reset_index(drop=True)
-        frozen  = {}
         windows = {k: pd.DataFrame(d)[['first_iter', 'last_iter']].astype('int64').reset_index(drop=True)
                    for k, d in (windows or {}).items()}
-        for key, v in values.items():
-            if key[0] not in layers:
-                raise ValueError(f"{key} is of the probe {key[0]!r}, which has no table of layers; there are "
-                                 f"{', '.join(layers) or 'none'}")
-            if key[1] in RESERVED and key != ('update', 'lr'):
-                raise ValueError(f"a statistic cannot be called {key[1]!r}: a column of the record is. "
-                                 f"Give it another name")
-            if key in windows and not windows[key].last_iter.isin(iters.iter).all():
-                raise ValueError(f"a window of {key} ends at an iteration that has no row")
-            v = np.array(v, dtype=np.float32)
-            n = len(windows[key]) if key in windows else len(iters)
-            if v.shape[:2] != (n, len(layers[key[0]])):
-                raise ValueError(f"{key} has shape {v.shape}; expected ({n}, {len(layers[key[0]])}, ...)")
-            v.flags.writeable = False
-            frozen[key] = v
-        put(self, '_iters',   iters)
-        put(self, '_values',  frozen)
+        put(self, '_iters',   iters[list(ITER_COLS)].astype(ITER_COLS).reset_index(drop=True))
         put(self, '_layers',  {p: pd.DataFrame(d).reset_index(drop=True) for p, d in layers.items()})
         put(self, '_windows', windows)
-        put(self, '_units',   {k: np.array(v, np.int8) for k, v in (units or {}).items()})
+        put(self, '_values',  {k: self._checked(k, v) for k, v in values.items()})
+        put(self, '_units',   {k: self._checked_units(k, v) for k, v in (units or {}).items()})
         put(self, '_epochs',  pd.DataFrame() if epochs is None else pd.DataFrame(epochs).reset_index(drop=True))
         put(self, '_bins',    bins)
         put(self, '_meta',    plain(meta or {}))
-        for layer, v in self._units.items():
-            if v.ndim != 2 or len(v) != len(windows.get(DEAD_UNITS, ())):
-                raise ValueError(f"the units of {layer} have shape {v.shape}; expected (window, unit), the windows "
-                                 f"those of {DEAD_UNITS}")
-            v.flags.writeable = False
+
+    def _checked(self, key, v):
+        "A read-only copy of the array `v` of `key`, which fits the rows (or windows) and layers."
+        if key[0] not in self._layers:
+            raise ValueError(f"{key} is of the probe {key[0]!r}, which has no table of layers; there are "
+                             f"{', '.join(self._layers) or 'none'}")
+        if key[1] in RESERVED and key != LAYER_LR:
+            raise ValueError(f"a statistic cannot be called {key[1]!r}: a column of the record is. Give it another "
+                             f"name")
+        wins = self._windows.get(key)
+        if wins is not None and not wins.last_iter.isin(self._iters.iter).all():
+            raise ValueError(f"a window of {key} ends at an iteration that has no row")
+        v    = np.array(v, dtype=np.float32)
+        want = len(self._iters if wins is None else wins), len(self._layers[key[0]])
+        if v.shape[:2] != want: raise ValueError(f"{key} has shape {v.shape}; expected ({want[0]}, {want[1]}, ...)")
+        v.flags.writeable = False
+        return v
+
+    def _checked_units(self, layer, v):
+        v = np.array(v, np.int8)
+        if v.ndim != 2 or len(v) != len(self._windows.get(DEAD_UNITS, ())):
+            raise ValueError(f"the units of {layer} have shape {v.shape}; expected (window, unit), the windows those "
+                             f"of {DEAD_UNITS}")
+        v.flags.writeable = False
+        return v
 
     def __setattr__(self, name, value): raise AttributeError(f"a Record is frozen: {name} cannot be set")
     def __reduce__(self):
@@ -126,23 +125,14 @@ class Record:
         return f"rec[{probe!r}, statistic]; recorded there: {', '.join(here) or 'nothing'}"
 
     def _derive(self, key):
-        def get(probe, stat):
+        words, needs, of = DERIVED[key]
+        for probe, stat in needs:
             if (probe, stat) not in self._values:
-                raise KeyError(f"{key[1]!r} of {key[0]!r} is {DERIVED[key]} and needs {stat!r} at {probe!r}, which was "
-                               f"not recorded. Add it with {to_record(self, {probe: [stat]})}")
-            return self._values[probe, stat]
-        loss = np.abs(self._iters.loss.to_numpy())[:, None]
+                raise KeyError(f"{key[1]!r} of {key[0]!r} is {words} and needs {stat!r} at {probe!r}, which was not "
+                               f"recorded. Add it with {to_record(self, {probe: [stat]})}")
+        given = [self._aligned(self._values[k], k[0], key[0]) for k in needs]
         with np.errstate(divide='ignore', invalid='ignore', over='ignore'):
-            if key[1] == 'rms':
-                return get('grad', 'norm') / np.sqrt(self._layers['grad'].numel.to_numpy(float)).astype(np.float32)
-            if key[1] == 'per_loss':
-                v = get('grad', 'norm').astype(float) / loss
-            elif key[1] == 'elasticity':
-                v = get('grad', 'norm').astype(float) * self._aligned(get('weight', 'norm'), 'weight', 'grad') / loss
-            else:
-                w = self._aligned(get('weight', 'norm'), 'weight', 'update')
-                v = np.where(w == 0, np.nan, get('update', 'norm') / w)
-            return v.astype(np.float32)
+            return of(self._iters, self._layers[key[0]], *given).astype(np.float32)
 
     def _aligned(self, v, probe, to):
         "The columns of `v` (of `probe`) in the order of the layers of `to`; NaN where `probe` has no such layer."
@@ -229,50 +219,14 @@ class Record:
         for k in want:
             if self[k].ndim != 2: raise ValueError(f"{k} is a histogram per window and has no place in a tidy frame; "
                                                    f"read it as rec{list(k)}, its windows as rec.windows[{k}]")
-        parts = list(self._parts(want))
-        rows  = np.concatenate([np.zeros(0, int), *(r for _, r, _, _ in parts)])
-        join  = lambda f, dtype: np.concatenate([np.zeros(0, dtype), *map(f, parts)])
-        lines = dict(probe=join(lambda p: np.full(len(p[1]), p[0], object), object),
-                     layer=join(lambda p: self._layers[p[0]].layer.to_numpy(object)[p[2]], object))
-        for s in dict.fromkeys(s for _, s in want):
-            lines[s] = join(lambda p: p[3].get(s, np.full(len(p[1]), np.nan)), np.float32)
-        iters = self.iters.iloc[rows].reset_index(drop=True)
-        if 'lr' in lines:                                              # on lines of `update` the layer's own
-            iters['lr'] = np.where(lines['probe'] == 'update', lines.pop('lr'), iters.lr)
-        lines = pd.DataFrame(lines).astype(dict(probe='str', layer='str'))
-        return pd.concat([iters, lines], axis=1)
-
-    def _parts(self, keys):
-        """For each probe: its name, the rows and columns at which something was measured, {statistic: values there};
-        of a histogram (which of them have one, their counts)."""
-        pos = pd.Index(self._iters.iter)
-        for probe in dict.fromkeys(p for p, _ in keys):
-            seen, grid = np.zeros((len(pos), len(self._layers[probe])), bool), {}
-            for k in keys:
-                if k[0] != probe: continue
-                v  = self[k]
-                at = np.arange(len(pos))                               # row -> row of v, or -1
-                if k in self._windows:
-                    ends = pos.get_indexer(self._windows[k].last_iter)
-                    at   = np.full(len(pos), -1)
-                    at[ends] = np.arange(len(ends))
-                has = ~np.isnan(v if v.ndim == 2 else v[..., 0])
-                seen[at >= 0] |= has[at[at >= 0]]
-                grid[k[1]] = v, has, at
-            r, c = np.nonzero(seen)
-            out  = {}
-            for s, (v, has, at) in grid.items():
-                i  = at[r]
-                ok = i >= 0
-                if v.ndim == 3:
-                    ok[ok] = has[i[ok], c[ok]]
-                    out[s] = ok, v[i[ok], c[ok]]
-                else:
-                    out[s] = np.full(len(r), np.nan, np.float32)
-                    out[s][ok] = v[i[ok], c[ok]]
-            yield probe, r, c, out
-
-    def _is_hist(self, stat): return any(v.ndim == 3 for (_, s), v in self._values.items() if s == stat)
+        long  = lines(self, want)
+        iters = self.iters.iloc[long.row].reset_index(drop=True)
+        cols  = {s: long.column(s) for s in long.columns}
+        own   = long.columns.get(LAYER_LR[1])                          # on lines of `update` the layer's own
+        if own: iters.loc[own[0], 'lr'] = cols.pop(LAYER_LR[1])[own[0]]
+        name  = lambda codes, names: pd.Series(np.array(names, object)[codes], dtype='str')
+        return pd.concat([iters, pd.DataFrame(dict(probe=name(long.probe, long.probes),
+                                                   layer=name(long.layer, long.layers), **cols))], axis=1)
 
     def __eq__(self, other):
         if not isinstance(other, Record): return NotImplemented
@@ -295,62 +249,17 @@ class Record:
         recs  = [self, *others]
         wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
         if wrong: raise TypeError(f"join takes Records; got {wrong[0]}. Read a file with Record.load(path)")
-        iters = pd.concat([r._iters for r in recs]).groupby('iter', sort=True)
-        first = iters.first()
-        for c in ('measured', 'stepped'): first[c] = iters[c].any()
-        first = first.reset_index()
-        pos   = pd.Index(first.iter)
-        layers, values, windows, units = {}, {}, {}, {}
-        for r in recs:
-            for p, d in r._layers.items():
-                layers[p] = d if p not in layers else pd.concat([layers[p], d]).drop_duplicates('layer')
-        layers = {p: d.reset_index(drop=True) for p, d in layers.items()}
-        col    = {p: pd.Index(d.layer) for p, d in layers.items()}
-        for key in dict.fromkeys(k for r in recs for k in r._values):
-            have = [r for r in recs if key in r._values]
-            cols = [col[key[0]].get_indexer(r._layers[key[0]].layer) for r in have]
-            if key in have[0]._windows:
-                wins         = pd.concat([r._windows[key] for r in have])
-                windows[key] = wins.groupby('last_iter').first_iter.min().reset_index()[['first_iter', 'last_iter']]
-                ends         = pd.Index(windows[key].last_iter)
-                rows         = [ends.get_indexer(r._windows[key].last_iter) for r in have]
-            else:
-                rows = [pos.get_indexer(r._iters.iter) for r in have]
-            n   = len(windows[key]) if key in windows else len(pos)
-            out = np.full((n, len(col[key[0]]), *have[0]._values[key].shape[2:]), np.nan, np.float32)
-            if key == DEAD_UNITS: units = _no_units(have, n)
-            for k, (r, i, j) in enumerate(zip(have, rows, cols)):
-                v    = r._values[key]
-                free = np.isnan(out[np.ix_(i, j)]).all(tuple(range(2, v.ndim)))              # (row or window, layer)
-                if k and key in windows: free &= ~_overlapping(r._windows[key], windows[key], out, i, j)
-                here = out[np.ix_(i, j)]
-                out[np.ix_(i, j)] = np.where(free.reshape(*free.shape, *[1] * (v.ndim - 2)), v, here)
-                if key == DEAD_UNITS:
-                    names = r._layers['activation'].layer
-                    for name, s in r._units.items():
-                        ok = free[:, names[names == name].index[0]]
-                        units[name][i[ok], :s.shape[1]] = s[ok]
-            if out.ndim == 3: out, windows[key] = coarsen(out, windows[key])
-            values[key] = out
-        epochs = [r._epochs for r in recs if len(r._epochs)]
-        epochs = pd.concat(epochs).drop_duplicates(['fit', 'epoch']).sort_values(['fit', 'epoch']) if epochs else None
-        bins   = next((r._bins for r in recs if r._bins is not None), None)
-        meta   = dict(self._meta)
-        for r in others:
-            for k, v in r._meta.items():
-                if isinstance(v, dict) and isinstance(meta.get(k, {}), dict): meta[k] = {**v, **meta.get(k, {})}
-                else:                                                         meta.setdefault(k, v)
-        return Record(first, values, layers, windows, units, epochs, bins, meta)
+        return Record(*joined(recs))
 
     # --- files -------------------------------------------------------------------------------------------------------
     def save(self, path):
-        "Write one self-describing Parquet file, which pandas and DuckDB read too (see storing.py). Returns the path."
-        return storing.write(self, _path(path))
+        "Write one self-describing Parquet file, which pandas and DuckDB read too (see parquet.py). Returns the path."
+        return parquet.write(self, _path(path))
 
     @classmethod
     def load(cls, path):
         "Read the record that `save` wrote."
-        return storing.read(_path(path), cls)
+        return parquet.read(_path(path), cls)
 
     # --- what a person sees ------------------------------------------------------------------------------------------
     def __repr__(self):
@@ -365,8 +274,8 @@ class Record:
             lines.append(f"  {'probe':<{wide}}  layers  statistics")
             lines += [f"  {p:<{wide}}  {len(self._layers[p]):>6}  {', '.join(ss)}" for p, ss in by.items()]
         if len(it) and it.loss.isna().all(): lines.append("  loss not known")
-        elif len(it): lines.append(f"  loss {_num(it.loss.iloc[0])} at iteration {it.iter.iloc[0]}, "
-                                   f"{_num(it.loss.iloc[-1])} at iteration {it.iter.iloc[-1]}")
+        elif len(it): lines.append(f"  loss {digits(it.loss.iloc[0], 4)} at iteration {it.iter.iloc[0]}, "
+                                   f"{digits(it.loss.iloc[-1], 4)} at iteration {it.iter.iloc[-1]}")
         why = {}
         for name, reason in meta.get('not_hooked', {}).items(): why.setdefault(reason, []).append(name)
         for reason, names in why.items():
@@ -384,39 +293,8 @@ def to_record(rec, wanted):
     given = [f"{p}={list(dict.fromkeys([*have[p], *ss]))!r}" for p, ss in wanted.items()]
     return f"LayerStatsCallback({', '.join(given)})"
 
-def coarsen(hist, windows, most=MAX_WINDOWS):
-    "Merge neighbouring histogram windows pairwise until `most` or fewer are left. hist: (window, layer, bin)."
-    while len(hist) > most:
-        odd  = len(hist) % 2
-        even = len(hist) - odd
-        pair = hist[:even].reshape(-1, 2, *hist.shape[1:])
-        both = np.where(np.isnan(pair).all(1), np.nan, np.nansum(pair, axis=1, dtype=np.float64)).astype(np.float32)
-        wins = pd.DataFrame(dict(first_iter=windows.first_iter.to_numpy()[:even].reshape(-1, 2).min(1),
-                                 last_iter =windows.last_iter.to_numpy()[:even].reshape(-1, 2).max(1)))
-        hist    = np.concatenate([both, hist[even:]])
-        windows = pd.concat([wins, windows.iloc[even:]], ignore_index=True)
-    return hist, windows
-
-def _overlapping(mine, wins, out, i, j):
-    "Where a window of `mine` overlaps another one that already has a value of the same layer.  # (window, layer)"
-    has  = ~np.isnan(out).all(tuple(range(2, out.ndim)))[:, j]                          # (window of wins, layer)
-    hit  = np.zeros((len(mine), len(j)), bool)
-    f, l = wins.first_iter.to_numpy(), wins.last_iter.to_numpy()
-    for k, (a, b) in enumerate(zip(mine.first_iter, mine.last_iter)):
-        hit[k] = has[(f <= b) & (l >= a) & (l != b)].any(0)
-    return hit
-
-def _no_units(recs, n):
-    width = {}
-    for r in recs:
-        for name, s in r._units.items(): width[name] = max(width.get(name, 0), s.shape[1])
-    return {name: np.full((n, w), UNSEEN, np.int8) for name, w in width.items()}
-
-
 def _path(path):
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"a record is saved to and loaded from a path, for example 'run.parquet'; "
                         f"got {type(path).__name__}")
     return path
-
-def _num(x): return f'{x:.4g}'

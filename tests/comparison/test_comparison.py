@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from fastgradstats.comparison.comparison import Comparison, compare
-from fastgradstats.record.record import ALIVE, DEAD, Record
+from fastgradstats.record.record import Record
+from fastgradstats.record.schema import ALIVE, DEAD
 
 matplotlib.use('Agg')
 PARAMS = {'conv1.weight': '8x1x5x5', 'conv1.bias': '8', 'conv2.weight': '16x8x3x3', 'conv2.bias': '16',

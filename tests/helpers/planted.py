@@ -2,7 +2,8 @@
 import numpy as np
 import pandas as pd
 
-from fastgradstats.record.record import Bins, Record
+from fastgradstats.record.bins import Bins
+from fastgradstats.record.record import Record
 
 _POS  = np.array([2. ** e * (1 + m / 4) for e in range(-32, 16) for m in range(4)] + [2. ** 16])
 BINS  = Bins(np.concatenate([[-3.4e38], -_POS[::-1], _POS, [3.4e38]]), {0: '-inf', 194: 'zero', 388: '+inf', 389: 'nan'})

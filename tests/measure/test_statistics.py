@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgradstats.measure import reductions, statistics
 from fastgradstats.measure.readers.cpu import AT_ONCE, Cpu, CpuReductions
 from fastgradstats.measure.readers.reference import Reductions, Reference
-from fastgradstats.measure.reductions import BIN_EDGES, BIN_LABELS, N_BINS, SAMPLE, Wanted, stride_of
+from fastgradstats.measure.reductions import SAMPLE, Wanted, stride_of
+from fastgradstats.record.bins import BIN_EDGES, BIN_LABELS, N_BINS
 from fastgradstats.measure.statistics import STATISTICS, Statistic, resolve, statistic
 
 FOUND   = {s.name: s for s in vars(statistics).values() if isinstance(s, Statistic)}

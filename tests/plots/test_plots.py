@@ -13,7 +13,8 @@ from matplotlib.collections import QuadMesh
 import fastgradstats
 from fastgradstats.plots import overview as plots
 from fastgradstats.plots.overview import *
-from fastgradstats.record.record import Bins, Record
+from fastgradstats.record.bins import Bins
+from fastgradstats.record.record import Record
 
 _POS  = np.array([2. ** e * (1 + m / 4) for e in range(-32, 16) for m in range(4)] + [2. ** 16])
 EDGES = np.concatenate([[-3.4e38], -_POS[::-1], _POS, [3.4e38]])

@@ -13,7 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fastgradstats.record.record import ALIVE, DEAD, ITER_COLS, NONFINITE, UNSEEN, Bins, Record, coarsen
+from fastgradstats.record.bins import Bins
+from fastgradstats.record.join import coarsen
+from fastgradstats.record.record import Record
+from fastgradstats.record.schema import ALIVE, DEAD, ITER_COLS, NONFINITE, UNSEEN
 
 BINS = Bins(np.concatenate([-np.arange(3., 0, -1), np.arange(1., 4)]), {0: '-inf', 6: '+inf', 7: 'nan'})
 PAR  = pd.DataFrame(dict(layer=['a.weight', 'a.bias', 'b.weight'], module=['a', 'a', 'b'], type='Linear', shape=['4x3', '4', '2x4'], numel=[12, 4, 8]))
@@ -112,8 +115,6 @@ def test_the_advice_can_be_pasted_and_helps():
     import torch
     from fastgradstats import LayerStatsCallback, watch
     from fastgradstats.measure.probes import PROBES
-    from fastgradstats.record import parquet
-    assert parquet.PROBES == PROBES
     def run(**settings):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))

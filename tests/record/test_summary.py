@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fastgradstats import LayerStatsCallback, watch
-from fastgradstats.record.record import ITER_COLS, Record
+from fastgradstats.record.record import Record
+from fastgradstats.record.schema import ITER_COLS
 from fastgradstats.record.summary import facts
 from reference import learner, loaders
 

@@ -12,7 +12,8 @@ import torch
 
 from . import kernels
 from .reference import Reductions, Reference, as_float32, lazy
-from ..reductions import BIN_OF_PATTERN, N_BINS, NEAR_ZERO
+from ...record.bins import N_BINS
+from ..reductions import BIN_OF_PATTERN, NEAR_ZERO
 
 PLAIN     = (torch.Tensor, torch.nn.Parameter)
 SMALL     = 16384        # tensors of up to so many elements are read many in one call

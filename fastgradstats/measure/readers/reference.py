@@ -11,7 +11,8 @@ from functools import lru_cache
 
 import torch
 
-from ..reductions import (BIGGEST, BIN_OF_PATTERN, N_BINS, NEAR_ZERO, SAMPLE, Found, base, least_from, plain,
+from ...record.bins import BIGGEST, N_BINS
+from ..reductions import (BIN_OF_PATTERN, NEAR_ZERO, SAMPLE, Found, base, least_from, plain,
                           stride_of)
 from ..rng import unchanged_random_state
 
