@@ -15,13 +15,13 @@ from .comparison.comparison import Comparison as Comparison
 from .diagnosis.report import diagnose as diagnose
 from .diagnosis.report import Report as Report
 from .diagnosis.finding import Finding as Finding
-from .plots.overview import plot_overview as plot_overview
-from .plots.overview import plot_heat as plot_heat
-from .plots.overview import plot_lines as plot_lines
-from .plots.overview import plot_color_dim as plot_color_dim
-from .plots.overview import plot_dead_chart as plot_dead_chart
-from .plots.overview import plot_grad_flow as plot_grad_flow
-from .plots.overview import plot_small_gradients as plot_small_gradients
+from .plots import plot_overview as plot_overview
+from .plots import plot_heat as plot_heat
+from .plots import plot_lines as plot_lines
+from .plots import plot_color_dim as plot_color_dim
+from .plots import plot_dead_chart as plot_dead_chart
+from .plots import plot_grad_flow as plot_grad_flow
+from .plots import plot_small_gradients as plot_small_gradients
 
 __version__: str
 __all__: list[str]

@@ -23,8 +23,9 @@ from fastai.torch_core import find_bs
 
 from ..measure.baseline_loss import BaselineLoss
 from ..diagnosis.report import diagnose
-from ..plots.axes import pick_layers
-from ..plots.overview import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_lines, plot_overview
+from ..plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_heat, plot_lines, plot_overview
+from ..record.bins import linear_bins
+from ..record.select import pick_layers
 from ..record.summary import facts
 from ..diagnosis.rules import ALL
 from ..measure.plan import DEFAULTS, Plan, check_names, switch
@@ -380,12 +381,7 @@ class ActivationHistCallback(LayerStatsCallback):
         window)"""
         rec    = self.record
         counts = np.nan_to_num(rec['activation', 'hist'][:, self._column(idx)])
-        edges  = np.linspace(low, high, bins + 1)
-        lo, hi = rec.bins.edges[:-1], rec.bins.edges[1:]          # of bins 1..387; what straddles an edge is shared out
-        over   = np.clip(np.minimum(hi, edges[1:, None]) - np.maximum(lo, edges[:-1, None]), 0, None) / (hi - lo)
-        zero   = (lo < 0) & (hi > 0)                                 # the bin of zero is a point, not a range
-        over[:, zero] = ((edges[:-1] <= 0) & (edges[1:] > 0))[:, None]
-        return torch.from_numpy(np.log1p(counts[:, 1:-2] @ over.T).T.astype(np.float32))
+        return torch.from_numpy(np.log1p(linear_bins(counts, rec.bins.edges, low, high, bins)[0]).T.astype(np.float32))
     def plot_layer_stats(self, idx):
         "Mean, std and share near zero of activation `idx`, side by side."
         import matplotlib.pyplot as plt
@@ -399,7 +395,6 @@ class ActivationHistCallback(LayerStatsCallback):
         return plot_color_dim(self.record, idx, **kwargs)
     def dead_chart(self, **kwargs):
         "The share of each activation that is near zero in time (dead units are DeadUnitCallback's)."
-        from ..plots.overview import plot_heat
         return plot_heat(self.record, ('activation', 'frac_near_zero'), **kwargs)
     def plot(self, idx=-1, **kwargs): return self.color_dim(idx, **kwargs)
 

@@ -14,17 +14,17 @@ from typing import Mapping, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .._text import acc, answer, cell, num, pct
-from ..record.select import (ALL_UNITS, MEDIAN, accuracy_line, columns, count, dead_line, epoch_names, line, moments,
-                      phase_values,
-                      weights, window_spans)
-from ..record.record import RESERVED, Record
+from .._text import acc, cell, num, pct
 from ..diagnosis.thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
 from ..diagnosis.thresholds import STARVED as STARVED_E
+from ..plots.side_by_side import side_by_side
+from ..record.record import Record
+from ..record.schema import RESERVED
+from ..record.select import columns, count, lost_loss, nonfinite, weights
+from .narrative import answer
+from .phases import ALL_UNITS, MEDIAN, epoch_names, moments, phase_values, window_spans
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
-SMOOTH, MANY = 9, 40              # a bold curve of more points than MANY is a rolling median of SMOOTH
-COLORS      = ['#D55E00', '#0173B2', '#029E73', '#DE8F05', '#CC78BC', '#CA9161']       # seaborn's colour-blind palette
 
 
 class Cells(NamedTuple):
@@ -146,9 +146,8 @@ class Comparison:
         out = {}
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):
-                bad = ~np.isfinite(rec.iters.loss.to_numpy()) & rec.iters.loss.notna().any()
-                if ('grad', 'frac_nonfinite') in rec:
-                    bad |= np.nan_to_num(rec['grad', 'frac_nonfinite']).max(1, initial=0) > 0
+                bad = lost_loss(rec)
+                if ('grad', 'frac_nonfinite') in rec: bad |= nonfinite(rec, ('grad', 'frac_nonfinite')).any(1)
                 if bad.any(): out[name, seed] = int(count(rec)[bad.argmax()])
         return out
 
@@ -253,7 +252,7 @@ class Comparison:
 
     @cached_property
     def verdict(self):
-        "The answer in one paragraph, every clause of it decided by the numbers (see answering.py)."
+        "The answer in one paragraph, every clause of it decided by the numbers (see narrative.py)."
         return answer(self)
 
     def summary(self):
@@ -299,98 +298,12 @@ class Comparison:
                   for q, it, v in rows]
         return '\n'.join(l.rstrip() for l in lines) + '\n\n' + self.verdict
 
-    # --- the figure --------------------------------------------------------------------------------------------------
     def plot(self):
         """Side by side: small multiples, a colour per net, the seeds as thin lines and their smoothed median bold. The
         figure."""
-        import matplotlib.pyplot as plt
-        deep_act = self._deep_activation()
-        of       = f', {deep_act}' if deep_act else ''
-        one, end = (l or 'no layer in common' for l in (self.layer, self.deepest))
-        panels = [("loss", lambda r: line(r, 'iters', 'loss'), 'log', None),
-                  ("validation accuracy", accuracy_line, 'linear', None),
-                  (f"|g|, L2 norm, {one}", lambda r: line(r, 'grad', 'norm', self.layer), 'log', None),
-                  ("elasticity |g| |w| / loss, median of the weights",
-                   lambda r: line(r, 'grad', 'elasticity', None), 'log',
-                   (STARVED_E, 'starved below')),
-                  (f"update ratio |update| / |weight|, {one}",
-                   lambda r: line(r, 'update', 'ratio', self.layer), 'log', None),
-                  (f"median of |g|, {end}",
-                   lambda r: line(r, 'grad', 'abs_median', self.deepest), 'zero', None),
-                  (f"exact zeros in the activations{of}",
-                   lambda r: line(r, 'activation', 'frac_zero', deep_act), 'share', None),
-                  (f"dead units by windows{of}", lambda r: dead_line(r, deep_act), 'share', None)]
-        fig, axs = plt.subplots(2, 4, figsize=(16, 7.4), layout='constrained', sharex=True)
-        colors   = dict(zip(self.runs, COLORS * len(self.runs)))
-        calm = [self._panel(ax, title, read, scale, mark, colors)
-                for ax, (title, read, scale, mark) in zip(axs.flat, panels)]
-        for ax in axs[1]: ax.set_xlabel('iteration')
         rec = next(iter(self.runs.values()))[0]
-        for phase in ('first', 'last'):                   # the iterations of the table
-            n = count(rec)[self._phases(rec)[phase]]
-            for ax in axs.flat: ax.axvspan(n[0] - .4, n[-1] + .4, color='.92', lw=0, zorder=0)
-        handles = [plt.Line2D([], [], color=c, lw=2.4) for c in colors.values()]
-        seeds   = max(len(r) for r in self.runs.values())
-        fig.legend(handles, [f'{n} ({len(r)} seed{"s" * (len(r) != 1)})' for n, r in self.runs.items()],
-                   ncols=len(colors),
-                   loc='outside upper left', frameon=False, fontsize=11)
-        words = ['thin: a seed; bold: their median' if seeds > 1 else 'bold' if any(calm) else '',
-                 f'smoothed over {SMOOTH} points where there are more than {MANY}' if any(calm) else '']
-        note  = ', '.join(w for w in words if w)
-        note  = '; '.join(w for w in (note, 'grey: the first and last iterations, compared in the table') if w)
-        fig.text(.995, .99, note, ha='right', va='top', fontsize=9, color='.35')
-        return fig
-
-    def _panel(self, ax, title, read, scale, mark, colors):
-        "One panel; whether any of its curves was smoothed."
-        from ..plots.axes import log_axis, log_number
-        lines = {n: [s for r in recs if (s := read(r)) is not None and s.notna().any()]
-                 for n, recs in self.runs.items()}
-        if self.upto is not None: lines = {n: [s[s.index < self.upto] for s in ss] for n, ss in lines.items()}
-        ax.set_title(title, fontsize=10, loc='left')
-        ax.spines[['top', 'right']].set_visible(False)
-        if not any(lines.values()):
-            ax.text(.5, .5, 'not measured', ha='center', va='center', transform=ax.transAxes, color='.5')
-            ax.set_yticks([])
-            return False
-        none = [n for n, ss in lines.items() if not ss]
-        if none: ax.text(.01, .01, f"not measured of {', '.join(none)}", transform=ax.transAxes, fontsize=8, color='.3')
-        floor, calm = None, False
-        if scale == 'zero':                               # a log scale with a place for exact zeros
-            pos   = np.concatenate([s[(s > 0) & np.isfinite(s)].to_numpy() for ss in lines.values() for s in ss])
-            floor = 10 ** (np.floor(np.log10(np.quantile(pos, .02))) - 1) if len(pos) else 1e-9
-        for name, ss in lines.items():
-            if not ss: continue
-            put = lambda s: s if floor is None else s.clip(lower=floor)
-            for s in ss: ax.plot(s.index, put(s), color=colors[name], lw=.7, alpha=.45)
-            both = pd.concat(ss, axis=1)
-            mid  = both[both.notna().sum(axis=1) * 2 > len(ss) - 1].median(axis=1)
-            step = np.median(np.diff(mid.index)) if len(mid) > 1 else 1
-            if len(mid) > MANY and step <= 2:
-                mid, calm = mid.rolling(SMOOTH, center=True, min_periods=1).median(), True
-            ax.plot(mid.index, put(mid), color=colors[name], lw=2.2, marker='o' if len(mid) == 1 else '')
-        if scale in ('log', 'zero'): log_axis(ax.yaxis)
-        if floor is not None:
-            ax.set_ylim(floor / 1.6)
-            ax.yaxis.set_major_formatter(
-                lambda v, i: '0' if abs(v / floor - 1) < 1e-6 else '' if v < floor * 5 else log_number(v))
-            ax.axhline(floor, color='.8', lw=.8, zorder=0)
-        if scale == 'share':
-            ax.set_ylim(-.02, 1.02)
-            ax.yaxis.set_major_formatter(lambda v, i: f'{100 * v:.0f} %')
-        if mark is not None:
-            ax.axhline(mark[0], color='.3', lw=.9, ls=':')
-            ax.text(.99, mark[0], f' {mark[1]} {mark[0]:g}', transform=ax.get_yaxis_transform(), ha='right',
-                    va='bottom', fontsize=8,
-                    color='.3')
-        return calm
-
-    def _deep_activation(self):
-        "The activation layer nearest to the output that every net has, else None."
-        names = [list(r.layers['activation'].layer) if 'activation' in r.layers else []
-                 for rs in self.runs.values() for r in rs]
-        both  = [l for l in names[0] if all(l in o for o in names)]
-        return both[-1] if both else None
+        return side_by_side(self.runs, self.layer, self.deepest, self.upto,
+                            [count(rec)[self._phases(rec)[phase]] for phase in ('first', 'last')])
 
     # --- everything, for other programs ------------------------------------------------------------------------------
     def frame(self, most=300_000):

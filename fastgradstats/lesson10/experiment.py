@@ -27,7 +27,7 @@ from . import data as datasets
 from .nets import NETS
 from ..callbacks.layer_stats import LayerStatsCallback
 from ..comparison.comparison import compare
-from ..plots.overview import plot_overview, plot_small_gradients
+from ..plots import plot_overview, plot_small_gradients
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -4,10 +4,11 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .axes import (NETS, Places, RoundLog, as_groups, fit, log_axis, names_at, nanmedian, new_ax, num, one_layer,
-                      smoothed, subject, tidy, unit)
-from ..record.select import nothing
+from .._text import digits, thousands
 from ..diagnosis.thresholds import CONVERGED, SETTLE, STARVED
+from ..record.select import as_groups, names_at, nanmedian, nothing, one_layer
+from .axes import NETS, Places, RoundLog, fit, log_axis, new_ax, smoothed, tidy
+from .labels import subject, unit
 
 SMOOTH    = 9                     # points of the rolling median, of short runs a fifth of all
 ROUND     = 5                     # points of the geometric mean after it
@@ -43,21 +44,26 @@ def plot_small_gradients(
     ax.set_ylabel(fit(ax, f"|g|: L2 norm of the {kind} of {where} [{unit(first, ('grad', 'norm'))}]", 10))
     tidy(ax)
     pair = _pair(mids) if mark else None
-    w     = float(np.nanmedian(np.concatenate([q['w'] for p in paths.values() for q in p])))
-    seeds = max(map(len, paths.values()))
-    calm  = max(q['calm'] for p in paths.values() for q in p)
-    how   = [f"smoothed over {calm} measured iterations" if calm > 1 else '',
-             f"thin: a seed, bold: the median of {seeds}" if seeds > 1 else '']
-    note  = (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % (at the "
-             f"median |w| = {num(w)}{'; at the circles each net' + chr(39) + 's own' if pair else ''}). "
-             + f"Paths: {'; '.join(h for h in how if h)}. " * any(how) + "Dots: iterations.")
-    note  = fit(ax, note, 7.5, 'x', 1.08)
+    w    = float(np.nanmedian(np.concatenate([q['w'] for p in paths.values() for q in p])))
+    note = fit(ax, _note(paths, pair, w), 7.5, 'x', 1.08)
     ax.text(0, 1.012, note, transform=ax.transAxes, fontsize=7.5, color='.35', va='bottom', gid='note')
     title = f"The same small {kind}: starved, or converged" if pair else f"The {kind} of {where} against the loss"
     ax.set_title(fit(ax, title, 12, 'x'), loc='left', fontsize=12, fontweight='bold',
                  pad=10 + 10.5 * (note.count('\n') + 1))
     _annotate(ax, mids, paths, pair, colors, w)
     return ax
+
+def _note(paths, pair, w):
+    "How to read it, in small print."
+    seeds = max(map(len, paths.values()))
+    calm  = max(q['calm'] for p in paths.values() for q in p)
+    how   = [f"smoothed over {calm} measured iterations" if calm > 1 else '',
+             f"thin: a seed, bold: the median of {seeds}" if seeds > 1 else '']
+    size  = digits(w, 3) if np.isfinite(w) else 'not known'
+    size += "; at the circles each net's own" * bool(pair)
+    return (f"Dotted: equal elasticity E = |g||w|/loss, the % the loss moves when these weights move 1 % (at the "
+            f"median |w| = {size}). "
+            + f"Paths: {'; '.join(h for h in how if h)}. " * any(how) + "Dots: iterations.")
 
 def _path(rec, layer, name):
     "iter, loss, |g|, |w|, gain share of one record, smoothed; only where loss and gradient are positive."
@@ -122,8 +128,6 @@ def _pair(mids):
             if best is None or gap > best[0]: best = gap, a, b, p['E'][a[1]], q['E'][b[1]], p['g'][a[1]]
     return best
 
-def _round(v): return f"{float(f'{v:.2g}'):,.15g}"
-
 def _annotate(ax, mids, paths, pair, colors, w):
     "Dots, marks, names and lines of equal elasticity; each text where it covers least."
     dense = [_dense(m) for m in mids.values()]
@@ -151,9 +155,9 @@ def _annotate(ax, mids, paths, pair, colors, w):
         right = [(10, 12), (10, -12), (10, 20), (10, -20), (-10, -12)]
         left  = [(-10, -12), (0, -12), (-10, 12), (-10, -20), (0, 14)]
         for (n, _), at, word, e, off in ((a, p, 'starved', lo, right), (b, q, 'converged', hi, left)):
-            put.put(f"{word}\nE = {_round(e)}", at, off, color=colors[n], fontsize=11, fontweight='bold', zorder=8,
+            put.put(f"{word}\nE = {thousands(e)}", at, off, color=colors[n], fontsize=11, fontweight='bold', zorder=8,
                     linespacing=1.1, gid=word, bbox=dict(fc='w', ec='none', alpha=.8, pad=1))
-        put.put(f'same |g|, E differs {_round(hi / lo)} times', np.column_stack([line, np.full(60, p[1])])[15:45],
+        put.put(f'same |g|, E differs {thousands(hi / lo)} times', np.column_stack([line, np.full(60, p[1])])[15:45],
                 [(0, 2), (0, -2)], color='.25', fontsize=8.5, zorder=8, gid='equal')
     for name, m in mids.items():
         if name: put.put(name, np.column_stack([m['loss'], m['g']])[::max(1, len(m['iter']) // 60)],

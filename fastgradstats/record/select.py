@@ -1,20 +1,17 @@
-"""What a Comparison reads from one record: a number per phase, probe, statistic and layer; lines over iterations;
-moments."""
+"What is asked of a record: layers by name, glob or index, the weights among them, medians, what was not finite."
 from __future__ import annotations
 
 import re
-import warnings
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pandas as pd
 
-from .record import DERIVED
-
-MEDIAN    = 'median layer'        # in the tables: the median over the weights (or activations) of all layers
-ALL_UNITS = 'all units'
-PARAMETER = ('grad', 'grad_used', 'weight', 'update')
+from .record import Record
+from .schema import PARAMETERS
 
 
+# --- rows ------------------------------------------------------------------------------------------------------------
 def count(rec):
     "The rows' iterations, counted from the record's first."
     it = rec.iters.iter.to_numpy()
@@ -25,6 +22,23 @@ def nothing(rec):
     due = rec.iters.measured.any() or not len(rec)
     return 'nothing was measured' + ('' if due else f": none of the {len(rec):,} iterations was due, see `every`")
 
+def lost_loss(rec):
+    "Rows whose loss is NaN or infinite; none where no loss was told at all.  # (row,) bool"
+    loss = rec.iters.loss
+    return (~np.isfinite(loss) & loss.notna().any()).to_numpy()
+
+def nonfinite(rec, key):
+    "Where a recorded statistic says that what it read was not finite.  # bool, as rec[key]"
+    return rec[key] > 0 if key[1] == 'frac_nonfinite' else np.isinf(rec[key])
+
+def nanmedian(v, axis=0):
+    "Median without the NaNs; NaN where there is nothing else, and no warning."
+    none = np.isnan(v).all(axis)
+    out  = np.nanmedian(np.where(np.expand_dims(none, axis), 0., v), axis)
+    return np.where(none, np.nan, out)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
 def dims(shape): return [int(n) for n in re.findall(r'\d+', str(shape))]
 
 def weights(rec, probe='grad'):
@@ -36,109 +50,81 @@ def weights(rec, probe='grad'):
 
 def columns(rec, probe, layers): return pd.Index(rec.layers[probe].layer).get_indexer(layers)
 
-def phase_values(rec, phases):
-    "DataFrame phase, probe, statistic, layer, value of one record."
-    out, keys = [], [*rec.keys(), *(k for k in DERIVED if k in rec)]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)           # medians of nothing are NaN, which says it
-        for probe, stat in keys:
-            v = rec[probe, stat]
-            if v.ndim != 2: continue
-            names = list(rec.layers[probe].layer)
-            some  = weights(rec, probe) if probe in PARAMETER else names
-            if (probe, stat) in rec.windows:
-                for phase, x in _by_window(rec, probe, stat, v, phases).items():
-                    out += [(phase, probe, stat, l, y) for l, y in zip(names, x)]
-                    out.append((phase, probe, stat, MEDIAN, np.nanmedian(x)))
-                    if stat == 'frac_dead': out.append((phase, probe, stat, ALL_UNITS, _dead_share(rec, phase, phases)))
-                continue
-            wide = [(names, stat, v)]
-            if stat in ('mean', 'median') and probe in ('grad', 'grad_used', 'grad_output'):
-                wide.append((names, f'|{stat}|', np.abs(v)))
-            for names_, stat_, v_ in list(wide):
-                if some: wide.append(([MEDIAN], stat_, np.nanmedian(v_[:, columns(rec, probe, some)], axis=1)[:, None]))
-            for names_, stat_, v_ in wide:
-                for phase, rows in phases.items():
-                    x = _over(rec, v_, rows, phase)
-                    out += [(phase, probe, stat_, l, y) for l, y in zip(names_, x)]
-        it = rec.iters
-        for stat in ('loss', 'loss_constant', 'gain', 'grad_norm'):
-            for phase, rows in phases.items():
-                out.append((phase, 'iters', stat, '', _over(rec, it[[stat]].to_numpy(float), rows, phase)[0]))
-        ep = rec.epochs
-        for stat in ep.columns.difference(['fit', 'epoch', 'iter', 'time'], sort=False):
-            col = pd.to_numeric(ep[stat], errors='coerce').to_numpy(float)
-            if 'iter' in ep: col = col[np.asarray(ep.iter - it.iter.iloc[0] <= count(rec)[phases['whole']].max())]
-            if len(col): out += [('first', 'epochs', stat, '', col[0]), ('last', 'epochs', stat, '', col[-1])]
-    return pd.DataFrame(out, columns=['phase', 'probe', 'statistic', 'layer', 'value'])
+def weight_layers(rec, probe):
+    "Positions of the weights at `probe`; of all its layers where it is no parameter's, or where none is a weight."
+    some = columns(rec, probe, weights(rec, probe)).tolist() if probe in PARAMETERS else []
+    return some or list(range(len(rec.layers[probe])))
 
-def _over(rec, v, rows, phase):
-    """A phase's value of each column of `v`: the mean of the whole, else the median; the nearest measured row where
-    none of its rows was measured; NaN where its loss was not finite at any time, so that no such run hides in a
-    median."""
-    it   = rec.iters
-    loss = np.isfinite(it.loss.to_numpy())
-    if loss.any() and not loss[rows].all(): return np.full(v.shape[1], np.nan)
-    at = np.nonzero(it.measured.to_numpy())[0]
-    if len(at) and not rows[at].any(): rows = [at[0] if phase == 'first' else at[-1]]
-    return np.nanmean(v[rows], axis=0, dtype=float) if phase == 'whole' else np.nanmedian(v[rows].astype(float), axis=0)
+def names_at(rec, probe, idx): return rec.layers[probe].layer.iloc[list(idx)].tolist()
 
-def _inside(rec, key, phases):
-    "Numbers of the windows of `key` that end within the iterations compared."
-    ends = rec.windows[key].last_iter.to_numpy() - rec.iters.iter.iloc[0]
-    return np.nonzero(ends <= count(rec)[phases['whole']].max())[0]
+def pick_layers(rec, probe, layers=None):
+    "Positions of `layers` (a glob, a name, an index, or a list of these) among those of `probe`, in network order."
+    names = rec.layers[probe].layer.tolist()
+    if layers is None: return list(range(len(names)))
+    if not names: raise ValueError(f"at {probe!r} {nothing(rec)}")
+    where = f"the layers at {probe!r} are {', '.join(names) or 'none'}"
+    if not isinstance(layers, (str, int, np.integer)) and hasattr(layers, '__len__') and not len(layers):
+        raise ValueError(f"layers={layers!r} is empty; {where}. Give names, globs or indices, or None for all")
+    found = set()
+    for ask in layers if isinstance(layers, (list, tuple, set, np.ndarray, pd.Series, pd.Index)) else [layers]:
+        if isinstance(ask, (int, np.integer)) and not isinstance(ask, bool):
+            if not -len(names) <= ask < len(names):
+                raise IndexError(f"there is no layer {ask}; give {-len(names)} to {len(names) - 1}: {where}")
+            found.add(int(ask) % len(names))
+        elif isinstance(ask, str):
+            here = ([i for i, n in enumerate(names) if n == ask] or
+                    [i for i, n in enumerate(names) if fnmatchcase(n, ask)])
+            if not here: raise ValueError(f"no layer matches {ask!r}; {where}. Give a name, a glob or an index")
+            found.update(here)
+        else: raise TypeError(f"a layer is a name, a glob or an index, got {ask!r}; {where}")
+    return sorted(found)
 
-def window_spans(rec, phases):
-    key = ('activation', 'frac_dead')
-    w   = _inside(rec, key, phases) if key in rec.windows else ()
-    if not len(w): return 'first', 'last'
-    at  = (rec.windows[key] - rec.iters.iter.iloc[0]).iloc[[w[0], w[-1]]]
-    return tuple(f'{a}–{b}' for a, b in zip(at.first_iter, at.last_iter))
+def usual_layer(rec, probe):
+    "The layer shown when only one can be: the second weight layer (or the first, where there is but one)."
+    idx = weight_layers(rec, probe)
+    if not idx: raise ValueError(f"at {probe!r} {nothing(rec)}")
+    return idx[min(1, len(idx) - 1)]
 
-def epoch_names(rec, phases):
-    n = len(rec.epochs)
-    return ('epoch 1', f'epoch {n}') if n else ('first', 'last')
+def one_layer(rec, probe, layer):
+    idx = [usual_layer(rec, probe)] if layer is None else pick_layers(rec, probe, layer)
+    if len(idx) > 1: raise ValueError(f"{layer!r} matches {len(idx)} layers at {probe!r} and one can be drawn; "
+                                      f"give one of {', '.join(names_at(rec, probe, idx))}")
+    return idx[0]
 
-def _by_window(rec, probe, stat, v, phases):
-    w = _inside(rec, (probe, stat), phases)
-    if not len(w): return {}
-    return dict(first=v[w[0]], last=v[w[-1]], whole=np.nanmean(v[w], axis=0))
 
-def _dead_share(rec, phase, phases):
-    "Share of all units of the net that are dead in the phase's window."
-    w, units = _inside(rec, ('activation', 'frac_dead'), phases), rec.units
-    if not len(w) or not len(units): return np.nan
-    dead = units.assign(dead=units.state.isin(['born dead', 'died'])).groupby('window').dead.mean()
-    dead = dead[dead.index.isin(w)]
-    return float(dict(first=dead.iloc[0], last=dead.iloc[-1], whole=dead.mean())[phase]) if len(dead) else np.nan
+# --- what was given --------------------------------------------------------------------------------------------------
+def check_record(rec, what='a Record'):
+    if rec is None: raise TypeError(f"expected {what}, got None, the layer_stats of a Learner that has recorded "
+                                    f"nothing; fit it with cbs=LayerStatsCallback()")
+    if not isinstance(rec, Record):
+        raise TypeError(f"expected {what}, got {type(rec).__name__}; give learn.layer_stats or Record.load(path)")
+    return rec
 
-def moments(rec, layer, rows):
-    "DataFrame iter, norm, loss, elasticity, gain of the rows at which the layer's gradient is positive and finite."
-    if ('grad', 'elasticity') not in rec or layer not in list(rec.layers['grad'].layer): return None
-    c, it = columns(rec, 'grad', [layer])[0], rec.iters
-    d = pd.DataFrame(dict(iter=count(rec), norm=rec['grad', 'norm'][:, c].astype(float), loss=it.loss,
-                          elasticity=rec['grad', 'elasticity'][:, c].astype(float), gain=it.gain))[rows]
-    return d[np.isfinite(d.norm) & (d.norm > 0)]
+def as_groups(recs, what):
+    "`{name: [records]}` of a record, or of a dict of records or of lists of records (several seeds)."
+    if isinstance(recs, Record): return {'': [recs]}
+    if not isinstance(recs, dict): raise TypeError(
+        f"{what} takes a Record or a dict {{name: Record or list of Records}}, got {type(recs).__name__}")
+    out = {str(k): list(v) if isinstance(v, (list, tuple)) else [v] for k, v in recs.items()}
+    if not out: raise ValueError(f"{what} got an empty dict; give {{name: record}}")
+    for k, v in out.items():
+        if not v: raise ValueError(f"{what}: {k!r} has no record; give a Record or a list of the records of its seeds")
+        for r in v: check_record(r, f"a Record or a list of Records for {k!r}")
+    return out
 
-def line(rec, probe, stat, layer=None):
-    "A line over iterations: of one layer, or of the median of the layers with weights."
-    if probe == 'iters': return pd.Series(rec.iters[stat].to_numpy(), count(rec))
-    if (probe, stat) not in rec: return None
-    names = [layer] if layer is not None else weights(rec, probe)
-    cols  = columns(rec, probe, names)
-    if (cols < 0).any() or not len(cols): return None
-    return pd.DataFrame(rec[probe, stat][:, cols], index=count(rec)).median(axis=1).dropna()
+def as_key(key): return tuple(key) if isinstance(key, list) else key
 
-def dead_line(rec, layer):
-    key = ('activation', 'frac_dead')
-    if key not in rec or layer not in list(rec.layers['activation'].layer): return None
-    w = rec.windows[key] - rec.iters.iter.iloc[0]
-    return pd.Series(rec[key][:, columns(rec, 'activation', [layer])[0]],
-                     ((w.first_iter + w.last_iter) / 2).to_numpy()).dropna()
+def read(rec, key):
+    "The array (row or window, layer) of `key`."
+    if isinstance(key, str) and key in check_record(rec).iters:
+        raise ValueError(f"{key!r} is no statistic of layers; draw it with plot_lines(rec, {key!r})")
+    v = check_record(rec)[key]
+    if v.ndim != 2: raise ValueError(f"{key} is a histogram per window; draw it with plot_color_dim(rec, layer)")
+    return v
 
-def accuracy_line(rec):
-    ep = rec.epochs
-    if 'accuracy' not in ep: return None
-    ends = rec.iters.groupby(['fit', 'epoch']).iter.max() - rec.iters.iter.iloc[0]
-    keys = pd.MultiIndex.from_frame(ep[['fit', 'epoch']]) if 'fit' in ep else [(0, e) for e in ep.epoch]
-    return pd.Series(pd.to_numeric(ep.accuracy, errors='coerce').to_numpy(float), ends.reindex(keys).to_numpy())
+def read_iters(rec, column):
+    "A column of `rec.iters`, as float."
+    if column not in rec.iters:
+        raise KeyError(f"{column!r} is not a column of rec.iters; its columns are {', '.join(rec.iters)}. "
+                       f"A statistic of layers is asked for as (probe, statistic), for example ('grad', 'norm')")
+    return rec.iters[column].to_numpy(float)

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .select import nothing, weights
+from .._text import digits
+from .select import lost_loss, nanmedian, nonfinite, nothing, weights
 
 FIRST, LAST = 10, 20             # measured rows compared, none twice: the first of the record against the last
 
@@ -11,11 +12,6 @@ FIRST, LAST = 10, 20             # measured rows compared, none twice: the first
 def facts(rec):
     "Three lines: what was recorded and at what cost; loss, gain, lowest elasticity; dead and non-finite."
     return '\n'.join([_recorded(rec), _learning(rec), _damage(rec)])
-
-def median_over(values, rows):
-    "Median over some rows, NaN where nothing was measured, without NumPy's warning.  # (layer,)"
-    v = np.asarray(values)[rows]
-    return np.array([np.median(c[~np.isnan(c)]) if (~np.isnan(c)).any() else np.nan for c in v.T])
 
 def _recorded(rec):
     n     = max((len(d) for p, d in rec.layers.items() if p in ('grad', 'activation')), default=0)
@@ -31,7 +27,7 @@ def _recorded(rec):
 
 def _learning(rec):
     it, lost = rec.iters, _lost(rec)
-    first, last, which = _compared(it, lost)
+    first, last, which = _compared(rec, lost)
     def change(read):
         "What `read` says of the first rows -> of the last."
         said = [read(rows) for rows in (first, last) if len(rows)]
@@ -40,7 +36,7 @@ def _learning(rec):
     def median(v):
         def read(rows):
             ok = v[rows][np.isfinite(v[rows])]
-            return f"{np.median(ok):.3g}" if len(ok) else 'not measured'
+            return digits(np.median(ok), 3) if len(ok) else 'not measured'
         return read
     out = [f"{name} {change(median(it[name].to_numpy()))}" for name in ('loss', 'gain')]
     if lost < len(it): out[0] += f" since iteration {it.iter[lost]}"
@@ -49,23 +45,23 @@ def _learning(rec):
         name = rec.layers['grad'].layer.to_numpy()
         w    = np.isin(name, weights(rec))
         def lowest(rows):
-            m = median_over(e, rows)
-            m = np.where(w, m, np.nan)
+            m = np.where(w, nanmedian(e[rows]), np.nan)
             if np.isnan(m).all(): return 'not measured'
             k = int(np.nanargmin(m))
-            return f"{m[k]:.2g} ({name[k]})"
+            return f"{digits(m[k], 2)} ({name[k]})"
         out.append(f"lowest elasticity {change(lowest)}")
     return '; '.join(out) + which * any(not t.endswith('not measured') for t in out)
 
-def _compared(it, lost):
+def _compared(rec, lost):
     "The first and the last measured rows before the row `lost`, no row in both, and which they are, in words."
+    it    = rec.iters
     rows  = np.flatnonzero(it.measured if it.measured.any() else it.iter >= 0)
     some  = 'measured ' * (len(rows) < len(it))
     rows  = rows[rows < lost]
     first = rows[:FIRST if lost < len(it) else min(FIRST, max(len(rows) // 3, 1))]
     last  = rows[:0] if lost < len(it) else rows[len(first):][-LAST:]
     both  = [*first, *last]
-    bad   = int((~np.isfinite(it.loss.to_numpy()[both])).sum()) if it.loss.notna().any() else 0
+    bad   = int(lost_loss(rec)[both].sum())
     if not both: return first, last, ''
     which = f"medians of the first {len(first)}" + f" and the last {len(last)}" * bool(len(last))
     which = f"{which}{f' of {len(rows)}' * (len(last) > 0 and len(both) == len(rows))} {some}iterations"
@@ -107,13 +103,12 @@ def first_nonfinite(rec):
     "(iteration, where) of the first non-finite loss, gradient or activation that was recorded, or None."
     it    = rec.iters
     found = []
-    row   = np.flatnonzero(~np.isfinite(it.loss)) if it.loss.notna().any() else []
+    row   = np.flatnonzero(lost_loss(rec))
     if len(row): found.append((int(it.iter[row[0]]), 'the loss'))
     for probe in ('activation', 'grad'):
         for stat in ('frac_nonfinite', 'norm', 'max', 'abs_max'):
             if (probe, stat) not in rec.keys(): continue
-            v   = rec[probe, stat]
-            bad = v > 0 if stat == 'frac_nonfinite' else np.isinf(v)
+            bad = nonfinite(rec, (probe, stat))
             r   = np.flatnonzero(bad.any(1))
             if len(r):
                 k = int(np.argmax(bad[r[0]]))

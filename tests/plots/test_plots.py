@@ -11,8 +11,8 @@ import pytest
 from matplotlib.collections import QuadMesh
 
 import fastgradstats
-from fastgradstats.plots import overview as plots
-from fastgradstats.plots.overview import *
+from fastgradstats import plots
+from fastgradstats.plots import *
 from fastgradstats.record.bins import Bins
 from fastgradstats.record.record import Record
 
