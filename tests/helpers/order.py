@@ -2,7 +2,8 @@
 
     FASTGRADSTATS_SEED=3 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=default pytest -m trains
 
-Importing this file (conftest.py does, and the notebooks under test) gives every `TensorDL` another order of its data."""
+Importing this file (conftest.py does, and the notebooks under test) gives every `TensorDL` another order of its
+data."""
 import os
 
 from fastgradstats.lesson10.data import TensorDL

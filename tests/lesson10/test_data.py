@@ -1,4 +1,5 @@
 import gzip
+import os
 import struct
 import subprocess
 import sys
@@ -26,7 +27,8 @@ def tiny(n=50, n_valid=20):
 
 def test_digits_are_mlxtends_split_in_a_fixed_stratified_way(data):
     x, y = mnist_data()
-    assert data.x_train.shape == (4000, 1, 28, 28) and data.x_valid.shape == (1000, 1, 28, 28) and data.x_train.dtype == torch.float32
+    assert data.x_train.shape == (4000, 1, 28, 28) and data.x_valid.shape == (1000, 1, 28, 28)
+    assert data.x_train.dtype == torch.float32
     assert torch.bincount(data.y_train).tolist() == [400] * 10 and torch.bincount(data.y_valid).tolist() == [100] * 10
     assert float(data.x_train.double().mean()) == pytest.approx(0, abs=1e-6)
     assert float(data.x_train.double().std(correction=0)) == pytest.approx(1, abs=1e-6)
@@ -56,14 +58,14 @@ def test_an_epoch_is_every_image_once_but_the_last_incomplete_batch():
     xs  = [x[:, 0, 0, 0] for x, _ in dls.train]
     ids = torch.cat(xs).tolist()
     assert len(dls.train) == len(xs) == 6 and all(len(x) == 8 for x in xs) and len(set(ids)) == 48
-    assert all(int(i) % 10 == int(y) for x, y in dls.train for i, y in zip(x[:, 0, 0, 0], y))      # labels go with images
+    assert all(int(i) % 10 == int(y) for x, y in dls.train for i, y in zip(x[:, 0, 0, 0], y))   # labels too
     vx = torch.cat([x for x, _ in dls.valid])
     assert torch.equal(vx, d.x_valid)                                                   # whole, in order
 
 def test_fit_validate_get_preds_and_metrics(data):
     torch.manual_seed(0)
-    learn = Learner(dataloaders(data, 512), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), loss_func=nn.CrossEntropyLoss(),
-                    opt_func=SGD, metrics=accuracy)
+    learn = Learner(dataloaders(data, 512), nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), opt_func=SGD,
+                    loss_func=nn.CrossEntropyLoss(), metrics=accuracy)
     with learn.no_logging(): learn.fit(3, .1)
     loss, acc = learn.validate()
     preds, targets = learn.get_preds()
@@ -120,9 +122,11 @@ def break_(path, how):
     if how == 'none':    write_idx(images, np.zeros((0, 5, 7))); write_idx(labels, np.zeros(0))
 
 @pytest.mark.parametrize('how, says', [
-    ('missing', 'has no train-labels-idx1-ubyte'), ('magic', 'magic number 00000801'), ('short', 'announces 30 bytes of values, 27 follow'),
-    ('long', '32 follow'), ('header', 'is damaged'), ('empty', 'begins with nothing'), ('gzip', 'cannot be read'), ('notgzip', 'cannot be read'),
-    ('count', '30 images, but train-labels 29 labels'), ('label', 'has the label 10'), ('size', '5 x 7 pixels, the test images 5 x 8'),
+    ('missing', 'has no train-labels-idx1-ubyte'), ('magic', 'magic number 00000801'),
+    ('short', 'announces 30 bytes of values, 27 follow'), ('long', '32 follow'), ('header', 'is damaged'),
+    ('empty', 'begins with nothing'), ('gzip', 'cannot be read'), ('notgzip', 'cannot be read'),
+    ('count', '30 images, but train-labels 29 labels'), ('label', 'has the label 10'),
+    ('size', '5 x 7 pixels, the test images 5 x 8'),
     ('constant', 'same value'), ('none', 'is empty')])
 def test_damaged_idx_folders_are_named(folder, how, says):
     break_(folder[0], how)
@@ -149,7 +153,8 @@ assert float(d.x_train[3, 0, 0, 0] - d.x_train[2, 0, 0, 0]) > 0 and len(d.x_vali
 '''
 
 def test_mnist_from_fastais_folder(tmp_path):
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', PNGS, str(tmp_path)], check=True, env={**__import__('os').environ, 'FASTAI_HOME': str(tmp_path)})
+    subprocess.run([sys.executable, '-W', 'ignore', '-c', PNGS, str(tmp_path)], check=True,
+                   env={**os.environ, 'FASTAI_HOME': str(tmp_path)})
 
 def test_mnist_without_a_network_says_so_and_names_the_default(monkeypatch):
     from urllib.error import URLError

@@ -47,7 +47,8 @@ def test_general_relu_works_without_a_leak_where_the_courses_raises(sub, maxv):
     y = GeneralRelu(None, sub, maxv)(x)
     y.sum().backward()
     lo, hi = -(sub or 0.), maxv if maxv is not None else np.inf
-    assert torch.allclose(y, (x.clamp_min(0) + lo).clamp_max(hi)) and torch.equal(x.grad, ((x > 0) & (x + lo <= hi)).float())
+    assert torch.allclose(y, (x.clamp_min(0) + lo).clamp_max(hi))
+    assert torch.equal(x.grad, ((x > 0) & (x + lo <= hi)).float())
     with pytest.raises(RuntimeError, match='inplace'): CourseRelu(None, sub, maxv)(x).sum().backward()
 
 def test_general_relu_changes_nothing_in_place():
@@ -60,8 +61,10 @@ def test_general_relu_changes_nothing_in_place():
 
 def test_the_net():
     m = conv_net()
-    assert [n for n, _ in m.named_parameters()] == [f'{l}.{p}' for l in ('conv1', 'conv2', 'conv3', 'conv4', 'head') for p in ('weight', 'bias')]
-    assert [tuple(p.shape) for p in m.parameters() if p.ndim > 1] == [(8, 1, 5, 5), (16, 8, 3, 3), (32, 16, 3, 3), (32, 32, 3, 3), (10, 32)]
+    layers = 'conv1', 'conv2', 'conv3', 'conv4', 'head'
+    assert [n for n, _ in m.named_parameters()] == [f'{l}.{p}' for l in layers for p in ('weight', 'bias')]
+    assert [tuple(p.shape) for p in m.parameters() if p.ndim > 1] == [(8, 1, 5, 5), (16, 8, 3, 3), (32, 16, 3, 3),
+                                                                      (32, 32, 3, 3), (10, 32)]
     x, sizes = torch.randn(2, 1, 28, 28), []
     for layer in m:
         x = layer(x)
@@ -104,9 +107,9 @@ def test_plain_sgd():
 
 
 # --- the experiment in small -----------------------------------------------------------------------------------------
-# At this learning rate the default net is chaotic: when it leaves its plateau, and whether it comes back to it, depends on
-# how a processor adds up. So a bound is on the first iterations, on the other net, or on what follows from what happened.
-# Beside each stands what was seen over ten seeds; with -m slow medians over five.
+# At this learning rate the default net is chaotic: when it leaves its plateau, and whether it comes back to it, depends
+# on how a processor adds up. So a bound is on the first iterations, on the other net, or on what follows from what
+# happened. Beside each stands what was seen over ten seeds; with -m slow medians over five.
 @pytest.fixture(scope='module', params=[2, pytest.param(5, marks=pytest.mark.slow)], ids=lambda n: f'{n}seeds')
 def small(request, tmp_path_factory):
     out, text = tmp_path_factory.mktemp('lesson10'), io.StringIO()
@@ -140,20 +143,22 @@ def test_smaller_sooner_no_at_the_start(small):
 
 def test_smaller_later_if_the_other_has_left_its_plateau(small):
     for d, k in pairs(small):
-        assert (np.median(rows(k, 'grad', 'norm')[LAST], 0) <= .5 * np.median(rows(k, 'grad', 'norm')[FIRST], 0)).all()   # .08 to .26
-    for stat, most in dict(norm=1, mean=1).items():
+        first, last = (np.median(rows(k, 'grad', 'norm')[at], 0) for at in (FIRST, LAST))
+        assert (last <= .5 * first).all()                                          # .08 to .26
+    for stat in ('norm', 'mean'):
         r = [np.median(ratio(d, k, stat, LAST)) for d, k in learning(small)]
-        assert all(x < most for x in r), (stat, r)                                 # .10 to .29 of the norm, .09 to .31 of the mean
+        assert all(x < 1 for x in r), (stat, r)                                    # .09 to .31
         if len(r) >= 3: assert np.median(r) < .6, (stat, r)
 
 def test_what_is_said_of_the_end_is_what_happened(small):
     "Whatever that is: counted here, layer by layer and seed by seed."
-    c, gone = small[0].comparison, set()
-    gone    = {seed for (name, seed) in [*c.dead, *c.nonfinite]}
-    r       = np.array([ratio(d, k, 'norm', LAST, WEIGHTS) for s, (d, k) in enumerate(pairs(small)) if s not in gone]).ravel()
-    cells   = c.cells('last', 'norm')
+    c     = small[0].comparison
+    gone  = {seed for _, seed in [*c.dead, *c.nonfinite]}
+    seeds = [p for s, p in enumerate(pairs(small)) if s not in gone]
+    r     = np.array([ratio(d, k, 'norm', LAST, WEIGHTS) for d, k in seeds]).ravel()
+    cells = c.cells('last', 'norm')
     assert (cells.smaller, cells.larger, cells.n) == ((r < 1).sum(), (r > 1).sum(), len(r))
-    assert cells.says == ('undecided' if not len(r) else 'yes' if (r < 1).all() else 'no' if (r > 1).all() else cells.says)
+    if len(r): assert (cells.says == 'yes') == (r < 1).all() and (cells.says == 'no') == (r > 1).all()
     if len(r): assert f'{cells.smaller} of {len(r)}' in ' '.join(small[1].split())
 
 def test_per_unit_of_loss_reversed(small):
@@ -165,24 +170,28 @@ def test_per_unit_of_loss_reversed(small):
 def test_elasticity_separates(small):
     for d, k in pairs(small):
         e = lambda rec, at: np.median(np.median(rows(rec, 'grad', 'elasticity', WEIGHTS)[at], 1))
-        assert e(d, FIRST) <= .06 and e(k, FIRST) >= .25 and e(k, FIRST) >= 15 * e(d, FIRST)      # .007 to .028, .57 to 1.3
+        assert e(d, FIRST) <= .06 and e(k, FIRST) >= .25                           # .007 to .028, .57 to 1.3
+        assert e(k, FIRST) >= 15 * e(d, FIRST)                                     # 38 to 138
         assert e(k, LAST) >= 2                                                     # 9 to 13
     c = small[0].comparison
     assert c.state(D, 'first') == 'starved' and c.state(K, 'last') == 'converged'
 
 def test_exact_zeros_and_activations(small):
     for d, k in pairs(small):
-        assert rows(k, 'grad', 'frac_zero').max() == 0 and rows(d, 'grad', 'frac_zero')[:, 3].mean() >= .05       # .30 to .72
-        assert d['activation', 'std'][0, 3] <= .06 and k['activation', 'std'][0, 3] >= .3                         # .042, .38
+        assert rows(k, 'grad', 'frac_zero').max() == 0
+        assert rows(d, 'grad', 'frac_zero')[:, 3].mean() >= .05                    # .30 to .72
+        assert d['activation', 'std'][0, 3] <= .06 and k['activation', 'std'][0, 3] >= .3      # .042, .38
 
 def test_the_median_gradient_is_the_worse_nets_smaller_one(small):
     "Where more than half of a layer's gradient is exactly zero its median is zero, which the leaky net's never is."
     for d, k in pairs(small):
         zero, median = rows(d, 'grad', 'frac_zero'), rows(d, 'grad', 'abs_median')
-        assert (median[zero > .501] == 0).all() and (median[zero < .499] > 0).all() and rows(k, 'grad', 'abs_median').min() > 0
+        assert (median[zero > .501] == 0).all() and (median[zero < .499] > 0).all()
+        assert rows(k, 'grad', 'abs_median').min() > 0
         assert ratio(d, k, 'abs_median', FIRST)[2:].min() >= 5                     # 17 to 129
     if len(pairs(small)) >= 5:
-        assert np.median([ratio(d, k, 'abs_median', slice(None), middle=np.mean)[2:] for d, k in pairs(small)]) >= 4    # 2.2 to 60
+        r = [ratio(d, k, 'abs_median', slice(None), middle=np.mean)[2:] for d, k in pairs(small)]
+        assert np.median(r) >= 4                                                   # 2.2 to 60
 
 def test_near_zero_activations(small):
     for d, k in pairs(small):
@@ -191,31 +200,31 @@ def test_near_zero_activations(small):
 
 def test_learning(small):
     for d, k in pairs(small):
-        assert k.epochs.accuracy.max() >= .93 and k.iters.loss[LAST].median() < .2               # .955 to .962, .015 to .035
-        assert d.iters.loss[FIRST].median() >= 2.2 and k.iters.loss[10:20].median() <= 1.8       # 2.29 to 2.30, .6 to 1.1
+        assert k.epochs.accuracy.max() >= .93 and k.iters.loss[LAST].median() < .2             # .955, .015 to .035
+        assert d.iters.loss[FIRST].median() >= 2.2 and k.iters.loss[10:20].median() <= 1.8     # 2.29, .6 to 1.1
         assert len(k) == len(d) == 196 and (k.iters.lr == .9).all() and (k.iters.bs == 512).all()
 
 def test_gain_says_who_has_learned(small):
     for d, k in pairs(small):
-        assert d.iters.gain[FIRST].median() < .05 and k.iters.gain[LAST].median() > 1.5          # .001 to .011, 2.4 to 2.9
+        assert d.iters.gain[FIRST].median() < .05 and k.iters.gain[LAST].median() > 1.5        # .001 to .011, 2.4
 
 def test_both_nets_saw_the_same_batches(small):
     for d, k in pairs(small):
-        assert np.array_equal(d['input', 'mean'], k['input', 'mean']) and np.array_equal(d['input', 'std'], k['input', 'std'])
+        for key in (('input', 'mean'), ('input', 'std')): assert np.array_equal(d[key], k[key])
         assert len(np.unique(d['input', 'mean'])) > 150
 
 def test_what_was_printed_and_written(small):
     done, text, out = small
     flat, seeds = ' '.join(text.split()), len(pairs(small))
     assert done.comparison.verdict in flat
-    for part in ('Are vanishing gradients a sign of good training? Not by themselves', 'What this does not show', 'small_gradients.png',
-                 'Iterations 0–9: no', f'{K} ends', f'over {seeds} seeds'):
+    for part in ('Are vanishing gradients a sign of good training? Not by themselves', 'What this does not show',
+                 'small_gradients.png', 'Iterations 0–9: no', f'{K} ends', f'over {seeds} seeds'):
         assert part in flat, part
     assert ('seeds are few' in flat) == (seeds < 5)
-    want = [f'{n}-seed{s}.parquet' for n in NETS for s in range(seeds)] + ['small_gradients.png', 'comparison.png', 'comparison.csv'] + \
-           [f'overview-{n}.png' for n in NETS]
+    want = [*(f'{n}-seed{s}.parquet' for n in NETS for s in range(seeds)), *(f'overview-{n}.png' for n in NETS),
+            'small_gradients.png', 'comparison.png', 'comparison.csv']
     assert sorted(p.name for p in out.iterdir()) == sorted(want) == sorted(p.name for p in done.files)
-    assert Record.load(out / f'{K}-seed1.parquet')['grad', 'norm'].tolist() == done.records[K][1]['grad', 'norm'].tolist()
+    assert np.array_equal(Record.load(out / f'{K}-seed1.parquet')['grad', 'norm'], done.records[K][1]['grad', 'norm'])
 
 
 # --- stopped early ---------------------------------------------------------------------------------------------------
@@ -232,14 +241,15 @@ def test_report_of_an_interrupted_run(small, monkeypatch, tmp_path, whole, parti
     records = {n: recs[n][:w] for n, w in zip((D, K), whole)}
     if partial: partial = *partial, recs[partial[0]][partial[1]]
     text = io.StringIO()
-    done = report(records, partial, ['x'] * (sum(whole) + bool(partial)), tmp_path, Console(file=text, width=100), interrupted=True)
+    files = ['x'] * (sum(whole) + bool(partial))
+    done  = report(records, partial, files, tmp_path, Console(file=text, width=100), interrupted=True)
     flat = ' '.join(text.getvalue().split())
     assert says in flat and gone not in flat and done.interrupted, flat
 
 
 @pytest.mark.parametrize('kw, says', [
-    (dict(seeds=0), '--seeds must be at least 1'), (dict(iters=0), '--iters'), (dict(every=0), '--every'), (dict(bs=0), '--bs'),
-    (dict(lr=-1), '--lr must be a positive number'), (dict(lr=float('nan')), '--lr'), (dict(bs=5000), 'exceeds the 4,000 training images'),
-    (dict(data='nope'), 'neither')])
+    (dict(seeds=0), '--seeds must be at least 1'), (dict(iters=0), '--iters'), (dict(every=0), '--every'),
+    (dict(bs=0), '--bs'), (dict(lr=-1), '--lr must be a positive number'), (dict(lr=float('nan')), '--lr'),
+    (dict(bs=5000), 'exceeds the 4,000 training images'), (dict(data='nope'), 'neither')])
 def test_bad_arguments(tmp_path, kw, says):
     with pytest.raises(ValueError, match=says): run(**{**dict(out=tmp_path, console=Console(file=io.StringIO())), **kw})
