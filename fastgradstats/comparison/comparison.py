@@ -13,6 +13,7 @@ from typing import Mapping, NamedTuple
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from .._text import acc, cell, num, pct
 from ..diagnosis.thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
@@ -25,6 +26,7 @@ from .narrative import answer
 from .phases import ALL_UNITS, MEDIAN, epoch_names, moments, phase_values, window_spans
 
 FIRST, LAST = 10, 20              # iterations of the two phases that are compared
+PHASES      = 'first', 'last', 'whole'
 
 
 class Cells(NamedTuple):
@@ -45,19 +47,33 @@ class Cells(NamedTuple):
 
 
 def compare(
-    runs,                         # {name: Record, or a list of Records of several seeds}; n-th with n-th: same batches
-    first=FIRST,                  # the first phase: so many iterations
-    last=LAST,                    # the last phase: so many iterations
-    upto=None,                    # compare only so many iterations (when a run was interrupted)
-    layer=None,                   # the layer whose gradient norm is shown; default: the second one with weights
-):
-    "Compare nets by their records. The result has `.table`, `.verdict` and `.plot()`."
+    runs: Mapping,                # {name: Record, or a list of Records of several seeds}; n-th with n-th: same batches
+    first: int = FIRST,           # the first phase: so many iterations
+    last: int = LAST,             # the last phase: so many iterations
+    upto: int | None = None,      # compare only so many iterations (when a run was interrupted)
+    layer: str | None = None,     # the layer whose gradient norm is shown; default: the second one with weights
+) -> Comparison:
+    """Compare nets by their records. The result has `.table`, `.verdict` and `.plot()`.
+
+    Raises:
+        TypeError: `runs` is no mapping of names to Records.
+        ValueError: a record without iterations, phases of less than one, or a layer that not all have.
+
+    Example:
+        compare({'default': [rec0, rec1], 'kaiming': [rec2, rec3]}).plot()
+    """
     return Comparison(runs, first, last, upto, layer)
 
 
 class Comparison:
     """What `compare` returns: `.table` (DataFrame), `.verdict` (text), `.plot()` (figure); shown, a short table and the
-    verdict."""
+    verdict.
+
+    Example:
+        c = compare({'default': rec0, 'kaiming': rec1})
+        c.verdict                                         # the answer, in one paragraph
+        c.table.query("statistic == 'norm'")              # medians, least and most over the seeds
+    """
 
     def __init__(self, runs, first=FIRST, last=LAST, upto=None, layer=None):
         if not isinstance(runs, Mapping) or not runs:
@@ -108,8 +124,9 @@ class Comparison:
         if not last.any(): last = n == total - 1
         return dict(first=first, last=last, whole=here)
 
-    def span(self, phase):
+    def span(self, phase: str) -> str:
         "The iterations of a phase, as text: '0–9', or 'last 20' where runs are of different lengths."
+        if phase not in PHASES: raise KeyError(f"there is no phase {phase!r}; give one of {', '.join(PHASES)}")
         out = set()
         for rec in (r for rs in self.runs.values() for r in rs):
             n = count(rec)[self._phases(rec)[phase]]
@@ -120,7 +137,7 @@ class Comparison:
 
     # --- numbers -----------------------------------------------------------------------------------------------------
     @cached_property
-    def table(self):
+    def table(self) -> pd.DataFrame:
         """DataFrame: model, phase, probe, statistic, layer; median, min and max over the seeds, and how many seeds have
         it. A seed's value in the phases 'first' and 'last' is the median over their iterations, in 'whole' the mean
         over all. Statistics of windows take the first and the last window; validation numbers those of the first and
@@ -130,18 +147,19 @@ class Comparison:
         out  = good.groupby(keys, sort=False).value.agg(['median', 'min', 'max', 'count']).reset_index()
         return out.rename(columns={'count': 'seeds'})
 
-    def value(self, model, phase, probe, statistic, layer=''):
+    def value(self, model: str, phase: str, probe: str, statistic: str, layer: str = '') -> np.ndarray:
         "Array with one number a seed; empty where it was not measured."
         try: return self._index.loc[(model, phase, probe, statistic, layer)].to_numpy()
         except KeyError: return np.array([])
 
-    def middle(self, *key):
+    def middle(self, *key: str) -> float:
+        "The median of `value` over the seeds in which it is finite; NaN where there is none."
         v = self.value(*key)
         v = v[np.isfinite(v)]
         return float(np.median(v)) if len(v) else np.nan
 
     @cached_property
-    def nonfinite(self):
+    def nonfinite(self) -> dict:
         "{(name, seed): first iteration with a loss or weight gradient that is NaN or infinite}; an untold loss is not"
         out = {}
         for name, recs in self.runs.items():
@@ -152,7 +170,7 @@ class Comparison:
         return out
 
     @cached_property
-    def dead(self):
+    def dead(self) -> dict:
         "{(name, seed): first iteration} of the runs that end with the gradient of every hidden weight exactly zero."
         out = {}
         for name, recs in self.runs.items():
@@ -175,7 +193,7 @@ class Comparison:
         return [n for n in out if n not in sick and not np.isfinite(self.middle(n, 'last', 'epochs', 'accuracy'))]
 
     @cached_property
-    def order(self):
+    def order(self) -> tuple[str, str]:
         """(worse, better) of the names: by final accuracy where it was measured of all, else by final loss (medians
         over seeds)."""
         good = {n: self.middle(n, 'last', 'epochs', 'accuracy') for n in self.runs}
@@ -251,7 +269,7 @@ class Comparison:
         return {worse: (seed, *x), better: (seed, *y)}
 
     @cached_property
-    def verdict(self):
+    def verdict(self) -> str:
         "The answer in one paragraph, every clause of it decided by the numbers (see narrative.py)."
         return answer(self)
 
@@ -298,7 +316,7 @@ class Comparison:
                   for q, it, v in rows]
         return '\n'.join(l.rstrip() for l in lines) + '\n\n' + self.verdict
 
-    def plot(self):
+    def plot(self) -> Figure:
         """Side by side: small multiples, a colour per net, the seeds as thin lines and their smoothed median bold. The
         figure."""
         rec = next(iter(self.runs.values()))[0]
@@ -306,7 +324,7 @@ class Comparison:
                             [count(rec)[self._phases(rec)[phase]] for phase in ('first', 'last')])
 
     # --- everything, for other programs ------------------------------------------------------------------------------
-    def frame(self, most=300_000):
+    def frame(self, most: int = 300_000) -> pd.DataFrame:
         """Tidy DataFrame of all that was recorded but the histograms: model, seed, iter, loss, gain, probe, layer, a
         column per statistic. Beyond `most` lines only every 2nd, 3rd ... iteration is kept; the lines of windows always
         are."""
@@ -328,7 +346,7 @@ class Comparison:
         head  = ['model', 'seed', 'iter', 'epoch', 'loss', 'gain', 'probe', 'layer']
         return out[head + [c for c in out if c not in head and c != '_window']].reset_index(drop=True)
 
-    def to_csv(self, path):
+    def to_csv(self, path: str):
         "Write `frame()` as CSV; a statistic that does not belong to the line's probe is empty. Returns the path."
         import pyarrow as pa
         import pyarrow.csv

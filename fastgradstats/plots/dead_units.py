@@ -2,8 +2,10 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from ..record.record import Record
 from ..record.schema import DEAD_UNITS
 from ..record.select import names_at, pick_layers, read
 from .axes import NONFINITE, colour_bar, fit, iter_axis, new_ax
@@ -15,12 +17,20 @@ LEAKY = ("Dead: the unit's output never varied over the window. "
 
 
 def plot_dead_chart(
-    rec,                          # Record with ('activation', 'frac_dead')
+    rec: Record,                  # with ('activation', 'frac_dead')
     *,
     layers=None,                  # name, glob, index or a list of these
-    ax=None,
-):                                # the Axes
-    "Share of dead units of every layer over the windows and, where recorded, how many were born dead, died, revived."
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
+    """Share of dead units of every layer over the windows and, where recorded, how many were born dead, died, revived.
+
+    Raises:
+        KeyError: 'frac_dead' was not recorded.
+        ValueError: no layer matches `layers`.
+
+    Example:
+        plot_dead_chart(rec, layers='layer4.*')
+    """
     read(rec, DEAD_UNITS)
     idx = pick_layers(rec, 'activation', layers)
     ax  = new_ax(ax, 10, np.clip(.24 * len(idx) + 1.9, 2.8, 12))

@@ -2,21 +2,31 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 
+from ..record.record import Record
 from ..record.select import names_at, nanmedian, read, weight_layers
 from .axes import ASIDE, DEPTH, REMARK, fit, layer_ticks, log_axis, new_ax, say_nothing, tidy, when
 from .labels import heading, label
 
 
 def plot_grad_flow(
-    rec,                          # Record
+    rec: Record,
     *,
     iters=None,                   # where ten measured iterations begin; by default the first, two in between, the last
-    stat='norm',                  # statistic of `probe`
-    probe='grad',                 # where
-    ax=None,
-):                                # the Axes
-    "A statistic along the network (x: layers in order) at a few moments, each the median over about ten iterations."
+    stat: str = 'norm',           # statistic of `probe`
+    probe: str = 'grad',          # where
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
+    """A statistic along the network (x: layers in order) at a few moments, each the median over about ten iterations.
+
+    Raises:
+        KeyError: the statistic was not recorded at `probe`.
+        ValueError: `iters` are not in the record.
+
+    Example:
+        plot_grad_flow(rec, iters=[0, 100], stat='abs_mean')
+    """
     key  = (probe, stat)
     v    = read(rec, key)
     idx  = weight_layers(rec, probe)
@@ -27,16 +37,11 @@ def plot_grad_flow(
     else:             starts = _starts(iters, x[rows], key)
     long = max(map(len, names_at(rec, probe, idx)), default=0) if len(idx) > 12 else 0       # names that stand upright
     ax   = new_ax(ax, float(np.clip(.2 * len(idx) + 5, 7, 15)), 4.2 + .075 * long)
-    pos  = np.arange(len(idx))
     drawn = []
     for s, c in zip(starts, DEPTH(np.linspace(0, 1, max(len(starts), 2)))):
         r = rows[s:s + span]
-        y = nanmedian(v[np.ix_(r, idx)])
-        name = f'{x[r[0]]} to {x[r[-1]]}' if len(r) > 1 else f'{x[r[0]]}'
-        ax.plot(pos, np.where(y == 0, np.nan, y), 'o-', color=c, ms=4, lw=1.5, label=name)
-        z = np.nonzero(y == 0)[0]
-        if len(z): ax.plot(z, np.full(len(z), .015), 'v', color=c, ms=6, transform=ax.get_xaxis_transform(), gid='zero')
-        drawn.append(y)
+        drawn.append(nanmedian(v[np.ix_(r, idx)]))
+        _draw_moment(ax, drawn[-1], c, f'{x[r[0]]} to {x[r[-1]]}' if len(r) > 1 else f'{x[r[0]]}')
     flat = np.concatenate(drawn) if drawn else np.array([np.nan])
     if np.isfinite(flat).any() and np.nanmin(flat) >= 0 and (flat > 0).any(): log_axis(ax.yaxis)
     if not np.isfinite(flat).any(): say_nothing(ax, rec, ticks=False)
@@ -51,6 +56,12 @@ def plot_grad_flow(
     ax.set_title(heading(rec, key, idx), loc='left', fontsize=10)
     tidy(ax)
     return ax
+
+def _draw_moment(ax, y, color, name):
+    "A line along the layers; exact zeros have no place on a log scale and are marked below."
+    ax.plot(np.arange(len(y)), np.where(y == 0, np.nan, y), 'o-', color=color, ms=4, lw=1.5, label=name)
+    z = np.nonzero(y == 0)[0]
+    if len(z): ax.plot(z, np.full(len(z), .015), 'v', color=color, ms=6, transform=ax.get_xaxis_transform(), gid='zero')
 
 def _starts(iters, measured, key):
     "Which of the measured iterations each moment of `iters` begins at."

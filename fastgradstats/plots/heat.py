@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import numpy as np
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm, Normalize, SymLogNorm
 from matplotlib.patches import Patch
 
+from ..record.record import Record
 from ..record.schema import DEAD_UNITS
 from ..record.select import as_key, columns, lost_loss, names_at, nanmedian, nonfinite, pick_layers, read
 from .axes import (HEAT, NONFINITE, NOT_MEASURED, ZERO, colour_bar, fit, iter_axis, layer_ticks, mark_epochs, new_ax,
@@ -16,14 +18,22 @@ CELLS = 1000                      # what a picture can show side by side
 
 
 def plot_heat(
-    rec,                          # Record
-    key=('grad', 'norm'),         # (probe, statistic); not a histogram
+    rec: Record,
+    key: tuple = ('grad', 'norm'),    # (probe, statistic); not a histogram
     *,
     layers=None,                  # name, glob, index or a list of these; all by default
-    log=None,                     # logarithmic colours; by default where the values span more than a factor of 20
-    ax=None,
-):                                # the Axes
-    "Every layer (y, in network order) at every iteration (x): the colour is the statistic."
+    log: bool | None = None,      # logarithmic colours; by default where the values span more than a factor of 20
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
+    """Every layer (y, in network order) at every iteration (x): the colour is the statistic.
+
+    Raises:
+        KeyError: `key` was not recorded; it says what was, and how to record it.
+        ValueError: no layer matches `layers`, or `key` is a histogram.
+
+    Example:
+        plot_heat(rec, ('grad', 'elasticity'), layers='*weight')
+    """
     key = as_key(key)
     read(rec, key)
     idx = pick_layers(rec, key[0], layers)

@@ -2,23 +2,33 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 
 from ..record.bins import N_MAG, NEG_INF, NOT_FINITE, POS_INF, ZERO, linear_bins
+from ..record.record import Record
 from ..record.select import check_record, names_at, one_layer, weight_layers
 from .axes import NONFINITE, NOT_MEASURED, colour_bar, iter_axis, mark_epochs, new_ax, say_nothing
 from .labels import subject, unit
 
 
 def plot_color_dim(
-    rec,                          # Record
-    layer=None,                   # name, glob of one layer, or index (-2: last but one); the last (weight) by default
+    rec: Record,
+    layer: str | int | None = None,     # name, glob of one, or index (-2: last but one); by default the last (weight)
     *,
-    probe='activation',           # whose `hist`
-    linear=None,                  # (lo, hi): 40 equal bins between them, as in the course; else signed logarithmic
-    ax=None,
-):                                # the Axes
-    "The colourful dimension: the histogram of one layer over time, colour = log of the share of elements in a bin."
+    probe: str = 'activation',    # whose `hist`
+    linear: tuple | None = None,  # (lo, hi): 40 equal bins between them, as in the course; else signed logarithmic
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
+    """The colourful dimension: the histogram of one layer over time, colour = log of the share of elements in a bin.
+
+    Raises:
+        KeyError: 'hist' was not recorded at `probe`.
+        ValueError: no layer matches, several do, or it has one dimension, of which no histogram is kept.
+
+    Example:
+        plot_color_dim(rec, -2, linear=(0, 10))                        # as in the course
+    """
     share, i   = _shares(rec, probe, layer)                                               # (window, bin)
     wins       = rec.windows[probe, 'hist']
     bad        = share[:, NOT_FINITE].sum(1)

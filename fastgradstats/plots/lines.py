@@ -3,8 +3,10 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 
+from ..record.record import Record
 from ..record.select import (as_groups, as_key, check_record, names_at, nanmedian, one_layer, pick_layers, read,
                              read_iters)
 from .axes import (ASIDE, DEPTH, NETS, PALETTE, REMARK, fit, iter_axis, log_axis, mark_epochs, new_ax, say_nothing,
@@ -15,15 +17,23 @@ DASHES = ('-', '--', ':', '-.')
 
 
 def plot_lines(
-    rec,                          # Record, or {name: Record or list of the Records of several seeds}
-    key=('grad', 'norm'),         # (probe, statistic), or a column of `rec.iters` such as 'loss'
+    rec: Record | dict,           # Record, or {name: Record or list of the Records of several seeds}
+    key: tuple | str = ('grad', 'norm'),      # (probe, statistic), or a column of `rec.iters` such as 'loss'
     *,
     layers=None,                  # name, glob, index or a list; all, or of several records the second weight layer
-    smooth=None,                  # iterations of a centred rolling median
-    log=None,                     # logarithmic y; by default where the values span more than a factor of 20
-    ax=None,
-):                                # the Axes
-    "A statistic over the iterations: one line a layer, or one colour a record (thin: a seed; bold: their median)."
+    smooth: int | None = None,    # iterations of a centred rolling median
+    log: bool | None = None,      # logarithmic y; by default where the values span more than a factor of 20
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
+    """A statistic over the iterations: one line a layer, or one colour a record (thin: a seed; bold: their median).
+
+    Raises:
+        KeyError: `key` was not recorded, or is no column of `rec.iters`.
+        ValueError: no layer matches, or several do where one can be drawn.
+
+    Example:
+        plot_lines({'default': rec0, 'kaiming': [rec1, rec2]}, ('update', 'ratio'), smooth=9)
+    """
     key = as_key(key)
     smoothed([0.], smooth)
     if isinstance(key, str) and layers is not None:

@@ -5,6 +5,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from ..diagnosis.report import diagnose
+from ..record.record import Record
 from ..record.select import check_record, names_at, weight_layers
 from ..record.summary import facts
 from .axes import PALETTE, iter_axis, layer_ticks, log_axis, mark_epochs, say, tidy, wants_log
@@ -13,12 +14,19 @@ from .labels import label
 
 
 def plot_overview(
-    rec,                          # Record
+    rec: Record,
     *,
-    title=None,                   # a sentence above all; by default the verdict of `diagnose`, or else the facts
-    save=None,                    # path of an image to write
-):                                # array of six Axes
-    "One figure for the first five minutes: every layer at every iteration, under the loss."
+    title: str | None = None,     # a sentence above all; by default the verdict of `diagnose`, or else the facts
+    save: str | None = None,      # path of an image to write
+) -> np.ndarray:                  # array of six Axes
+    """One figure for the first five minutes: every layer at every iteration, under the loss.
+
+    Raises:
+        TypeError: it is no Record. What was not recorded is said in its panel.
+
+    Example:
+        plot_overview(learn.layer_stats, save='run.png')
+    """
     check_record(rec)
     panels = [('weight gradient', [('grad', 'norm')]),
               ('elasticity',      [('grad', 'elasticity')]),

@@ -3,9 +3,11 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 
 from .._text import digits, thousands
 from ..diagnosis.thresholds import CONVERGED, SETTLE, STARVED
+from ..record.record import Record
 from ..record.select import as_groups, names_at, nanmedian, nothing, one_layer
 from .axes import NETS, Places, RoundLog, fit, log_axis, new_ax, smoothed, tidy
 from .labels import subject, unit
@@ -18,14 +20,22 @@ EQUAL     = 1.02                  # two gradients are equal within this factor
 
 
 def plot_small_gradients(
-    recs,                         # {name: Record or list of the Records of several seeds}, or one Record
+    recs: Record | dict,          # {name: Record or list of the Records of several seeds}, or one Record
     *,
-    layer=None,                   # name, glob of one layer or index; the second weight layer by default
-    mark=True,                    # mark two points of equal gradient, one starved, one converged, where there are such
-    ax=None,
-):                                # the Axes
+    layer: str | int | None = None,     # name, glob of one layer or index; the second weight layer by default
+    mark: bool = True,            # mark two points of equal gradient, one starved, one converged, where there are such
+    ax: Axes | None = None,
+) -> Axes:                        # the Axes
     """|g| of one layer's weights against the loss, which falls to the right: a path a net, dotted: equal elasticity. At
-    the same height, on the left a gradient is small because nothing gets through, on the right because the loss is."""
+    the same height, on the left a gradient is small because nothing gets through, on the right because the loss is.
+
+    Raises:
+        KeyError: 'norm' of 'grad' and of 'weight' were not both recorded.
+        ValueError: no layer matches, or no iteration has a positive loss and a finite gradient.
+
+    Example:
+        plot_small_gradients({'default': rec0, 'kaiming': [rec1, rec2]}, layer='1.weight')
+    """
     groups = as_groups(recs, 'plot_small_gradients')
     paths  = {name: [_path(r, layer, name) for r in seeds] for name, seeds in groups.items()}
     mids   = {name: _middle(p) for name, p in paths.items()}

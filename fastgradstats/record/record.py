@@ -13,6 +13,7 @@ import pandas as pd
 
 from .._text import digits, plain
 from . import parquet
+from .bins import Bins
 from .join import joined
 from .long import lines
 from .schema import (ALIVE, DEAD, DEAD_UNITS, DERIVED, ITER_COLS, LAYER_LR, NONFINITE, NOT_ASKED, PROBES, RESERVED,
@@ -20,7 +21,13 @@ from .schema import (ALIVE, DEAD, DEAD_UNITS, DERIVED, ITER_COLS, LAYER_LR, NONF
 
 
 class Record:
-    "What was measured. `rec['grad', 'norm']` is an array (row, layer); NaN means not measured."
+    """What was measured. `rec['grad', 'norm']` is an array (row, layer); NaN means not measured.
+
+    Example:
+        rec = learn.layer_stats                           # or Record.load('run.parquet')
+        rec['grad', 'norm'][-1]                           # of every parameter, at the last iteration
+        rec.frame(('grad', 'norm'), ('update', 'ratio'))  # tidy, a line per row, probe and layer
+    """
     __slots__ = ('_iters', '_epochs', '_layers', '_values', '_windows', '_units', '_bins', '_meta', '__weakref__')
 
     def __init__(self,
@@ -30,7 +37,7 @@ class Record:
         windows=None,                 # {(probe, statistic): DataFrame first_iter, last_iter}; the keys kept by windows
         units=None,                   # {layer: int8 array (window, unit)} of ALIVE, DEAD, NONFINITE, UNSEEN
         epochs=None,                  # DataFrame: validation loss and metrics, one line an epoch
-        bins=None,                    # Bins of the histograms
+        bins: Bins | None = None,     # Bins of the histograms
         meta=None,                    # versions, configuration, model, cost, what was not hooked and why
     ):
         put     = object.__setattr__
@@ -80,23 +87,33 @@ class Record:
 
     # --- what a reader asks for -------------------------------------------------------------------------------------
     @property
-    def iters(self):
+    def iters(self) -> pd.DataFrame:
         "DataFrame, one line a row: iter, fit, epoch, bs, loss, loss_constant, gain, lr, ... (see ITER_COLS)."
         d = self._iters.copy()
         d.insert(d.columns.get_loc('loss_constant') + 1, 'gain', d.loss_constant - d.loss)
         return d
     @property
-    def epochs(self):  return self._epochs.copy()
+    def epochs(self) -> pd.DataFrame:
+        "Validation loss and metrics, one line an epoch."
+        return self._epochs.copy()
     @property
-    def layers(self):  return {p: d.copy() for p, d in self._layers.items()}
+    def layers(self) -> dict[str, pd.DataFrame]:
+        "Probe -> DataFrame layer, module, type, shape, numel, in order of first use."
+        return {p: d.copy() for p, d in self._layers.items()}
     @property
-    def windows(self): return {k: d.copy() for k, d in self._windows.items()}
+    def windows(self) -> dict[tuple, pd.DataFrame]:
+        "(probe, statistic) -> DataFrame first_iter, last_iter, of what is kept by windows."
+        return {k: d.copy() for k, d in self._windows.items()}
     @property
-    def bins(self):    return self._bins
+    def bins(self) -> Bins | None:
+        "Edges and names of the bins of every histogram."
+        return self._bins
     @property
-    def meta(self):    return plain(self._meta)
+    def meta(self) -> dict:
+        "Versions, configuration, model, measured cost, what was not observed and why."
+        return plain(self._meta)
 
-    def keys(self):
+    def keys(self) -> list[tuple[str, str]]:
         "The recorded (probe, statistic) pairs, without the derived ones."
         return list(self._values)
 
@@ -106,8 +123,12 @@ class Record:
         except (KeyError, TypeError): return False
         return True
 
-    def __getitem__(self, key):
-        "The array of `(probe, statistic)`: (row, layer), or (window, layer, ...) where `windows` has the key."
+    def __getitem__(self, key: tuple[str, str]) -> np.ndarray:
+        """The array of `(probe, statistic)`: (row, layer), or (window, layer, ...) where `windows` has the key.
+
+        Raises:
+            KeyError: it was not recorded; says what was, and how to record it.
+        """
         if isinstance(key, list): key = tuple(key)
         if not (isinstance(key, tuple) and all(isinstance(k, str) for k in key)): raise KeyError(self._why_not(key))
         if key in self._values: return self._values[key]
@@ -173,7 +194,7 @@ class Record:
                 + f" it with {to_record(self, {probe: [stat]})}")
 
     @property
-    def units(self):
+    def units(self) -> pd.DataFrame:
         """Life table, one line per window, layer and unit. `state` is alive, born dead (dead in every window so far),
         died (alive before, dead now), revived (dead before, alive now) or non-finite; `since` is the first iteration of
         the window at which the unit became what it is."""
@@ -202,10 +223,18 @@ class Record:
         none = dict(window='int64', layer='str', unit='int64', state='str', since='int64')
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame({c: [] for c in none}).astype(none)
 
-    def frame(self, *keys):
+    def frame(self, *keys: tuple | str) -> pd.DataFrame:
         """Tidy DataFrame, one line per row, probe and layer that was measured, one column per statistic; loss, lr and
         the other columns of `iters` repeated. A window's value stands on the window's last row. `keys`: (probe,
-        statistic) pairs, derived ones too, or a probe's name for all of its; without them all but the histograms."""
+        statistic) pairs, derived ones too, or a probe's name for all of its; without them all but the histograms.
+
+        Raises:
+            KeyError: a key was not recorded.
+            ValueError: a key is a histogram.
+
+        Example:
+            rec.frame('grad', ('update', 'ratio'))            # all statistics of the gradients, and the ratio
+        """
         flat = [k for k in self._values if self._values[k].ndim == 2]
         want = []
         for k in keys:
@@ -242,23 +271,46 @@ class Record:
     __hash__ = None
 
     # --- joining -----------------------------------------------------------------------------------------------------
-    def join(self, *others):
+    def join(self, *others: Record) -> Record:
         """One record of all: the rows are united by `iter`, the layers by name, the windows by their last iteration.
         Where two records measured the same value the first one's stands, as it does where windows of a layer overlap.
-        Neighbouring histogram windows are merged until no more than 1,024 are left."""
+        Neighbouring histogram windows are merged until no more than 1,024 are left.
+
+        Raises:
+            TypeError: one of `others` is no Record.
+
+        Example:
+            Record.load('monday.parquet').join(Record.load('tuesday.parquet'))
+        """
         recs  = [self, *others]
         wrong = [type(r).__name__ for r in recs if not isinstance(r, Record)]
         if wrong: raise TypeError(f"join takes Records; got {wrong[0]}. Read a file with Record.load(path)")
         return Record(*joined(recs))
 
     # --- files -------------------------------------------------------------------------------------------------------
-    def save(self, path):
-        "Write one self-describing Parquet file, which pandas and DuckDB read too (see parquet.py). Returns the path."
+    def save(self, path: str | PathLike):
+        """Write one self-describing Parquet file, which pandas and DuckDB read too (see parquet.py). Returns the path.
+
+        Raises:
+            OSError: the file cannot be written.
+            TypeError: `path` is no path.
+
+        Example:
+            rec.save('run.parquet')
+        """
         return parquet.write(self, _path(path))
 
     @classmethod
-    def load(cls, path):
-        "Read the record that `save` wrote."
+    def load(cls, path: str | PathLike) -> Record:
+        """Read the record that `save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, no record, or of a newer version.
+
+        Example:
+            Record.load('run.parquet')['grad', 'norm']
+        """
         return parquet.read(_path(path), cls)
 
     # --- what a person sees ------------------------------------------------------------------------------------------

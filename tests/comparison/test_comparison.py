@@ -76,6 +76,11 @@ def test_the_verdict_says_what_the_reference_says():
                  'the order is reversed', 'An equal |g| of conv2.weight', 'poor begins starved', 'good ends converged'):
         assert part in v, (part, v)
 
+def test_a_phase_that_is_not_there_is_a_sentence():
+    c = both()
+    with pytest.raises(KeyError, match="no phase 'middle'; give one of first, last, whole"): c.span('middle')
+    assert c.span('first') == '0–9' and c.span('whole') == '0–59'
+
 def test_swapped_records_swap_the_answer():
     c = both()
     s = compare({'poor': c.runs['good'], 'good': c.runs['poor']})
