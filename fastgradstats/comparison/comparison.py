@@ -165,7 +165,7 @@ class Comparison:
         for name, recs in self.runs.items():
             for seed, rec in enumerate(recs):
                 bad = lost_loss(rec)
-                if ('grad', 'frac_nonfinite') in rec: bad |= nonfinite(rec, ('grad', 'frac_nonfinite')).any(1)
+                if ('grad', 'frac_nonfinite') in rec: bad = bad | nonfinite(rec, ('grad', 'frac_nonfinite')).any(1)
                 if bad.any(): out[name, seed] = int(count(rec)[bad.argmax()])
         return out
 

@@ -250,7 +250,8 @@ class Record:
                                                    f"read it as rec{list(k)}, its windows as rec.windows[{k}]")
         long  = lines(self, want)
         iters = self.iters.iloc[long.row].reset_index(drop=True)
-        cols  = {s: long.column(s) for s in long.columns}
+        whole = lambda s: all((p, s) in want for p, _ in want)          # else double: some lines have none
+        cols  = {s: long.column(s).astype(np.float32 if whole(s) else float) for s in long.columns}
         own   = long.columns.get(LAYER_LR[1])                          # on lines of `update` the layer's own
         if own: iters.loc[own[0], 'lr'] = cols.pop(LAYER_LR[1])[own[0]]
         name  = lambda codes, names: pd.Series(np.array(names, object)[codes], dtype='str')
