@@ -90,7 +90,7 @@ def test_the_package_itself_imports_nothing_when_it_is_imported():
 
 @pytest.mark.parametrize('old,new,name', [
     ('planning', 'measure.plan', 'Plan'), ('stats', 'measure.statistics', 'Statistic'), ('callbacks', 'callbacks.layer_stats', 'GradStatsCallback'),
-    ('watchdog', 'callbacks.monitor', 'DiagnosisCallback'), ('lesson10', 'lesson10.experiment', 'GeneralRelu'), ('data', 'lesson10.data', 'digits'),
+    ('watchdog', 'callbacks.monitor', 'DiagnosisCallback'), ('lesson10', 'lesson10.nets', 'GeneralRelu'), ('data', 'lesson10.data', 'digits'),
     ('rules', 'diagnosis.rules', 'ALL'), ('record', 'record.record', 'Record')])
 def test_what_was_pickled_or_imported_under_an_old_name_is_found(old, new, name):
     from importlib import import_module
