@@ -32,15 +32,26 @@ def of(f):
     return comments(inspect.getsource(f), inspect.signature(f).parameters)
 
 
+EXAMPLE = re.compile(r'^Example:\n((?: {4}.*\n?|\n)+)', re.M)
+
+def fenced(text):
+    "The section Example of a docstring as a block of code."
+    return EXAMPLE.sub(lambda m: f'**Example:**\n\n```python\n{dedent(m[1]).strip()}\n```\n\n', text)
+
+
 class Docments(griffe.Extension):
     "Adds them to a docstring, as its sections Args and Returns."
+    def on_class(self, *, cls, **kwargs):
+        if cls.docstring: cls.docstring.value = fenced(cls.docstring.value)
+
     def on_function(self, *, func, **kwargs):
         if not (func.docstring or func.name == '__init__'): return
         names = {p.name.lstrip('*') for p in func.parameters} - {'self'}
         said  = comments('\n'.join(func.lines), names)
         back  = said.pop('return', '')
         text  = func.docstring.value if func.docstring else ''
-        head, *rest = re.split(r'\n\n(?=(?:Raises|Examples):\n)', text, maxsplit=1)
+        head, *rest = re.split(r'\n\n(?=(?:Raises|Example):\n)', text, maxsplit=1)
         if said: head += '\n\nArgs:' + ''.join(f'\n    {n}: {d}' for n, d in said.items())
         if back: head += f'\n\nReturns:\n    {back}'
-        if said or back: func.docstring = griffe.Docstring('\n\n'.join([head, *rest]).strip(), parent=func)
+        whole = fenced('\n\n'.join([head, *rest]).strip())
+        if whole: func.docstring = griffe.Docstring(whole, parent=func)

@@ -75,9 +75,9 @@ def check_init(
     Raises:
         TypeError: `learn` is no Learner.
 
-    Examples:
-        >>> check_init(learn)
-        >>> check_init(learn).ok
+    Example:
+        check_init(learn)
+        check_init(learn).ok
     """
     if not (hasattr(learn, 'dls') and hasattr(learn, 'loss_func')):
         raise TypeError(f"check_init takes a fastai Learner, which has the model, its data and its loss; got "

@@ -150,9 +150,9 @@ class LayerStatsCallback(Callback):
         ValueError: a statistic that there is not, one given twice, or a setting out of its range; when a fit begins,
             two callbacks of one class on one Learner.
 
-    Examples:
-        >>> learn.fit(1, cbs=LayerStatsCallback(grad=['norm'], grad_output=['norm'], every=10))
-        >>> learn.layer_stats['grad', 'norm']
+    Example:
+        learn.fit(1, cbs=LayerStatsCallback(grad=['norm'], grad_output=['norm'], every=10))
+        learn.layer_stats['grad', 'norm']
     """
     order, run_valid = 10.5, False
     _stateattrs      = ('_live',)
@@ -345,10 +345,10 @@ class LayerStatsCallback(Callback):
 class GradStatsCallback(LayerStatsCallback):
     """Record the gradients of every parameter, and how large the step is.
 
-    Examples:
-        >>> learn.add_cb(GradStatsCallback())
-        >>> learn.fit(1)
-        >>> learn.grad_stats.plot('median')
+    Example:
+        learn.add_cb(GradStatsCallback())
+        learn.fit(1)
+        learn.grad_stats.plot('median')
     """
     _default_probes = {p: DEFAULTS[p] for p in ('grad', 'weight', 'update')}
     def plot(self, stat='norm', **kwargs):
@@ -362,10 +362,10 @@ class GradStatsCallback(LayerStatsCallback):
 class ActivationHistCallback(LayerStatsCallback):
     """Record histograms and moments of every activation; answers fastbook's calls to `learn.activation_stats`.
 
-    Examples:
-        >>> learn.add_cb(ActivationHistCallback())
-        >>> learn.fit(1)
-        >>> learn.activation_hist.color_dim(-2)
+    Example:
+        learn.add_cb(ActivationHistCallback())
+        learn.fit(1)
+        learn.activation_hist.color_dim(-2)
     """
     _default_probes = {'activation': [s for s in DEFAULTS['activation'] if s not in ('frac_dead', 'frac_dormant')]}
 
@@ -402,9 +402,9 @@ class ActivationHistCallback(LayerStatsCallback):
 class DeadUnitCallback(LayerStatsCallback):
     """Record which units are dead: those whose output did not vary at all over a window.
 
-    Examples:
-        >>> learn.fit(1, cbs=DeadUnitCallback(window=20))
-        >>> learn.layer_stats.units
+    Example:
+        learn.fit(1, cbs=DeadUnitCallback(window=20))
+        learn.layer_stats.units
     """
     _default_probes = {'activation': ['frac_dead', 'frac_dormant']}
     def plot(self, **kwargs):

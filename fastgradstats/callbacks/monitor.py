@@ -35,8 +35,8 @@ class DiagnosisCallback(LayerStatsCallback):
         TypeError: `rules` is no list of functions, or as LayerStatsCallback.
         ValueError: `stop_on` has a name that no rule has, or as LayerStatsCallback.
 
-    Examples:
-        >>> learn.fit(2, cbs=DiagnosisCallback(stop_on='non_finite', check=50))
+    Example:
+        learn.fit(2, cbs=DiagnosisCallback(stop_on='non_finite', check=50))
     """
     def __init__(self,
         stop_on: str | Sequence[str] | None = ('non_finite', 'exploding'),

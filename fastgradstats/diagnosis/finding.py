@@ -19,9 +19,9 @@ RATIO          = ('update', 'ratio')
 class Finding(NamedTuple):
     """What is wrong, where, since when, on what evidence, what to try.
 
-    Examples:
-        >>> Finding(rule='too_quiet', layer='0.weight', iters=(0, 9), value=1e-10, limit=1e-9, severity='warning',
-        ...         evidence='no gradient norm is above 1e-10', advice='look at the loss')
+    Example:
+        Finding(rule='too_quiet', layer='0.weight', iters=(0, 9), value=1e-10, limit=1e-9, severity='warning',
+                evidence='no gradient norm is above 1e-10', advice='look at the loss')
     """
     rule:     str
     layer:    str                 # the guilty layer, or the first concerned; '' for the whole network

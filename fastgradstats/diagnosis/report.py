@@ -46,10 +46,10 @@ class Skipped(NamedTuple):
 class Report:
     """What `diagnose` found: `verdict`, `findings`, `checked`, `skipped`, `layers`.
 
-    Examples:
-        >>> report: Report = diagnose(rec)
-        >>> report.verdict, report.ok, report.critical
-        >>> [f.rule for f in report.findings]
+    Example:
+        report: Report = diagnose(rec)
+        report.verdict, report.ok, report.critical
+        [f.rule for f in report.findings]
     """
     def __init__(self,
         verdict: str,                 # one sentence
@@ -136,9 +136,9 @@ def diagnose(
         TypeError: `rec` is neither a Record nor a Learner.
         ValueError: the Learner has recorded nothing; `verify` without a Learner.
 
-    Examples:
-        >>> diagnose(learn.layer_stats)
-        >>> diagnose(learn, verify=True)
+    Example:
+        diagnose(learn.layer_stats)
+        diagnose(learn, verify=True)
     """
     if hasattr(rec, 'layer_stats'):
         if verify: return rec.diagnose(rules=rules, verify=True)                   # training: the callbacks' side

@@ -17,8 +17,8 @@ class GeneralRelu(nn.Module):
     """ReLU that leaks, is shifted down by `sub` and cut off at `maxv` (fastai course v3, lesson 10). Changes no input
     in place.
 
-    Examples:
-        >>> GeneralRelu(leak=.1, sub=.4, maxv=6.)(torch.randn(8))
+    Example:
+        GeneralRelu(leak=.1, sub=.4, maxv=6.)(torch.randn(8))
     """
     def __init__(self,
         leak: float | None = None,    # slope below zero

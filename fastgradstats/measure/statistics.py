@@ -28,9 +28,9 @@ class Statistic:
     """A reduction of one tensor to a number (or a histogram), with how two partial results merge. Called on a tensor it
     gives its value; `statistic` makes one.
 
-    Examples:
-        >>> size = Statistic('size', 'elements', f=lambda r: (float(r.n),))
-        >>> size(torch.ones(2, 3))
+    Example:
+        size = Statistic('size', 'elements', f=lambda r: (float(r.n),))
+        size(torch.ones(2, 3))
     """
     name:   str
     unit:   str
@@ -74,10 +74,10 @@ def statistic(
         TypeError: `f` is no function.
         ValueError: it has no name that an attribute could have; when it is called, it gives other than one number.
 
-    Examples:
-        >>> @statistic(unit='ratio')
-        ... def peak(x): return x.abs().max() / x.abs().mean()
-        >>> learn.fit(1, cbs=LayerStatsCallback(grad=['norm', peak]))
+    Example:
+        @statistic(unit='ratio')
+        def peak(x): return x.abs().max() / x.abs().mean()
+        learn.fit(1, cbs=LayerStatsCallback(grad=['norm', peak]))
     """
     if f is None: return lambda f: statistic(f, unit=unit, name=name, merge=merge, finish=finish)
     if not callable(f): raise TypeError(f"a statistic is made of a function f(x) of a tensor; got {f!r}")

@@ -308,13 +308,13 @@ def watch(
         TypeError: the model is no Module, the optimizer none of torch's, or a setting is not known.
         ValueError: a setting is out of its range.
 
-    Examples:
-        >>> with watch(model, opt, every=2) as w:
-        ...     for x, y in batches:
-        ...         w.loss(loss_func(model(x), y)).backward()
-        ...         opt.step()
-        ...         opt.zero_grad()
-        >>> w.record['grad', 'norm']
+    Example:
+        with watch(model, opt, every=2) as w:
+            for x, y in batches:
+                w.loss(loss_func(model(x), y)).backward()
+                opt.step()
+                opt.zero_grad()
+        w.record['grad', 'norm']
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"watch takes the model, an nn.Module, then the optimizer; got {type(model).__name__} first")
