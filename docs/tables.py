@@ -60,7 +60,7 @@ def statistics():
                    'a sample' if s.sampled else 'everything') for n, s in STATISTICS.items()])
 
 def derived():
-    from fastgradstats.record.record import DERIVED
+    from fastgradstats.record.schema import DERIVED
     return table(['read as', 'what it is'], [(code(f"rec['{p}', '{s}']"), f) for (p, s), f in DERIVED.items()])
 
 def plots():

@@ -26,8 +26,7 @@ from fastgradstats import (ActivationHistCallback, DeadUnitCallback, DiagnosisCa
 from fastgradstats.diagnosis.evidence import run
 from fastgradstats.measure.probes import PROBES
 from fastgradstats.measure.statistics import STATISTICS
-from fastgradstats.record.parquet import ITER_COLS
-from fastgradstats.record.record import DERIVED
+from fastgradstats.record.schema import DERIVED, ITER_COLS
 from fastgradstats.rules import ALL
 from reference import learner, loaders, mlp
 
