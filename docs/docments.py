@@ -44,14 +44,15 @@ class Docments(griffe.Extension):
     def on_class(self, *, cls, **kwargs):
         if cls.docstring: cls.docstring.value = fenced(cls.docstring.value)
 
-    def on_function(self, *, func, **kwargs):
+    def on_function(self, *, func, loader, **kwargs):
         if not (func.docstring or func.name == '__init__'): return
         names = {p.name.lstrip('*') for p in func.parameters} - {'self'}
         said  = comments('\n'.join(func.lines), names)
         back  = said.pop('return', '')
-        text  = func.docstring.value if func.docstring else ''
+        text  = func.docstring.value if func.docstring else 'Make one.'            # a section cannot stand first
         head, *rest = re.split(r'\n\n(?=(?:Raises|Example):\n)', text, maxsplit=1)
         if said: head += '\n\nArgs:' + ''.join(f'\n    {n}: {d}' for n, d in said.items())
         if back: head += f'\n\nReturns:\n    {back}'
         whole = fenced('\n\n'.join([head, *rest]).strip())
-        if whole: func.docstring = griffe.Docstring(whole, parent=func)
+        func.docstring = griffe.Docstring(whole, parent=func, parser=loader.docstring_parser,
+                                          parser_options=loader.docstring_options)
