@@ -29,34 +29,32 @@ class CpuReductions(Reductions):
 
     @lazy
     def _pass(self):
-        """(sum, sum of squares, least and greatest of each column, columns as (row, unit, rest)), or None: take the
-        careful way."""
-        x, units = self._rows() if self.n else (None, None)
+        """(sum, sum of squares, least, greatest, those of each column, columns as (repeat, unit, rest)), or None: take
+        the careful way."""
+        x, rest, units = self._rows() if self.n else (None, None, None)
         if x is None: return None
         lo, hi = np.empty((2, x.shape[1]), x.dtype)
-        rest   = self.flat.numpy()[x.size:]
-        sample = np.empty(self.n_sampled if self.sampled and self.stride > 1 and not len(rest) else 0, x.dtype)
-        total, squares = kernels.moments(x, lo, hi, sample, self.stride)
-        if len(sample): self.__dict__['sample'] = torch.from_numpy(sample)
-        if len(rest):
-            few  = np.empty((2, len(rest)), x.dtype)
-            t, q = kernels.moments(rest[None], *few, sample, 1)
-            total, squares, lo[0], hi[0] = total + t, squares + q, min(lo[0], few[0].min()), max(hi[0], few[1].max())
+        sample = np.empty(self.n_sampled if self.sampled and self.stride > 1 else 0, x.dtype)
+        total, squares, least, greatest = kernels.moments(x, rest, lo, hi, sample, self.stride)
+        if len(sample): self.__dict__['sample'] = sample
         if not (math.isfinite(total) and squares < kernels.HUGE): return None   # NaN, Inf, or squares beyond a float32
-        if squares < kernels.TINY and (lo.min() or hi.max()): return None       # squares too small for one
-        return total, squares, lo, hi, units
+        if squares < kernels.TINY and (least or greatest): return None          # squares too small for one
+        return total, squares, float(least), float(greatest), lo, hi, units
 
     def _rows(self):
-        "x as NumPy (row, column) without a copy, rows short enough to stay in the cache; how its columns are units."
-        if self.unit_dim is None:
+        """x as NumPy (row, column) without a copy, rows short enough to stay in the cache, and what is left; how its
+        columns are units."""
+        x, d = self.x, self.unit_dim
+        if d is None:
             x = self.flat.numpy()
             k = self.n // 1024
-            return (x[:k * 1024].reshape(k, 1024) if k else x[None]), None
-        x, d = self.x, self.unit_dim % self.x.dim()
+            return (x[:k * 1024].reshape(k, 1024), x[k * 1024:], None) if k else (x[None], x[:0], None)
+        d = d % x.dim()
         if not (x.is_contiguous() and d in (1, x.dim() - 1)): x, d = self.by_unit, 1
-        if x is None or not x.is_contiguous(): return None, None
-        rows, units = _rows_of(tuple(x.shape), d)
-        return x.numpy().reshape(rows), units
+        if x is None or not x.is_contiguous(): return None, None, None
+        rows, units = _rows_of(x.shape, d)
+        x = x.numpy().reshape(rows)
+        return x, x[0, :0], units
 
     @lazy
     def sum(self):  return self._pass[0] if self._pass else float(self.careful.sum)
@@ -71,15 +69,18 @@ class CpuReductions(Reductions):
         return float(self.careful.m2_root)
     @lazy
     def _extremes(self):
-        if self._pass: return float(self._pass[2].min()), float(self._pass[3].max())
+        if self._pass: return self._pass[2:4]
         return float(self.careful.min), float(self.careful.max)
 
     @lazy
+    def sample(self):     return Reductions.sample.f(self).numpy()
+    @lazy
     def _tally(self):
         "(counts of the bins, of the patterns, zeros, near zeros, non-finite) of the sample."
-        hist, patterns = np.empty(N_BINS), np.zeros((4, 2048), np.int32)
-        bits = as_float32(self.sample).numpy().view(np.int32)
-        return hist, patterns, *kernels.tally(bits, NEAR_BITS, BIN_OF_PATTERN, patterns, hist)
+        hist, patterns, s = np.empty(N_BINS), np.zeros((4, 2048), np.int32), self.sample
+        if s.dtype != np.float32: s = as_float32(torch.from_numpy(s)).numpy()
+        return hist, patterns, *kernels.tally(s.view(np.int32), NEAR_BITS, BIN_OF_PATTERN, patterns, hist)
+    def count(self, mask): return np.count_nonzero(mask) * self.scale
     @lazy
     def n_zero(self):      return self._tally[2] * self.scale
     @lazy
@@ -91,14 +92,13 @@ class CpuReductions(Reductions):
     @lazy
     def abs_sum(self):
         with np.errstate(over='ignore'):
-            a = self.abs_sample.numpy()
-            s = a.sum()
-            return float(s if math.isfinite(s) else a.sum(dtype=np.float64)) * self.scale
+            s = self.abs_sample.sum()
+            return float(s if math.isfinite(s) else self.abs_sample.sum(dtype=np.float64)) * self.scale
 
     @lazy
     def _medians(self):
         if not self.n or math.isnan(self.max): return math.nan, math.nan
-        s = self.sample.numpy()
+        s = self.sample
         if s.dtype == np.float32:
             bits = kernels.middle_of(s.view(np.int32), self._tally[1], np.empty(len(s), np.int32))
             return np.array(bits).astype(np.int32).view(np.float32).tolist()
@@ -113,10 +113,13 @@ class CpuReductions(Reductions):
     def unit_extremes(self):
         if self.unit_dim is not None and self._pass:
             *_, lo, hi, units = self._pass
-            return lo.reshape(units).min(axis=(0, 2)), hi.reshape(units).max(axis=(0, 2))
+            out = np.empty((2, units[1]), lo.dtype)
+            kernels.of_units(lo.reshape(units), hi.reshape(units), out)
+            return tuple(out)
         return tuple(t.numpy() for t in Reductions.unit_extremes.f(self))                    # (unit,), (unit,)
 
 
+@lru_cache(maxsize=None)
 def _rows_of(shape, d):
     """How a contiguous tensor with its units on axis d, the second or the last, is read by rows: (row, column), and its
     columns as (repeat, unit, rest); short rows are read several at once."""
@@ -131,35 +134,22 @@ class Cpu(Reference):
     "The reader of models on the CPU; what lies elsewhere is read as by the reference."
     def __init__(self):
         super().__init__()
-        self.by_sizes = {}                        # scratch of the small parameters
-        self.small    = []                        # places of those that `keep` has kept in some of it
-        self.kept_small = None
+        self.small      = []                      # places of the small parameters that were kept,
+        self.kept_small = None                    # and these, lined up
 
     def of(self, x, **about): return (CpuReductions if x.is_cpu else Reductions)(x, **about)
 
     def number(self, x):
         x = super().number(x)
-        if not isinstance(x, torch.Tensor) or not x.is_cpu: return x
+        if type(x) in (float, int) or not x.is_cpu: return x
         return x.numpy().item() if x.dtype is torch.float32 else float(x)
-
-    def line_up(self, xs, use=''):
-        """The elements of `small_ones`, one tensor behind the other, in scratch that is kept for each `use`, and where
-        each ends.  # (n,), (tensor,)"""
-        sizes = tuple([x.numel() for x in xs])
-        if (sizes, use) not in self.by_sizes:
-            if len(self.by_sizes) > 16: self.by_sizes.clear()
-            self.by_sizes[sizes, use] = np.empty(sum(sizes), np.float32), np.cumsum(sizes)
-        out, ends = self.by_sizes[sizes, use]
-        xs = [x if x.is_contiguous() else x.detach().contiguous() for x in xs]
-        kernels.line_up(np.array([x.data_ptr() for x in xs]), ends, out)
-        return out, ends
 
     def at_once(self, xs, wanted, sample):
         "Of the small ones; what is not finite, or has a mean beyond 10 std, is left out."
         names = tuple(a for a in wanted.names if a in AT_ONCE)
         small = small_ones(xs) if sample is None or sample >= SMALL else []
         if not small: return (), {}
-        x, ends = self.line_up([xs[k] for k in small])
+        x, ends = _line_up([xs[k] for k in small])
         matrix  = np.array([xs[k].dim() > 1 for k in small])
         out, hists = np.empty((len(small), len(AT_ONCE))), np.empty((len(small), N_BINS))
         kernels.small(x, ends, matrix, NEAR_BITS, BIN_OF_PATTERN, out, hists)
@@ -169,14 +159,14 @@ class Cpu(Reference):
     def norms(self, xs, known):
         rest  = [k for k in range(len(xs)) if k not in known]
         small = [rest[j] for j in small_ones([xs[k] for k in rest])]
-        if small: known.update(zip(small, _norms(*self.line_up([xs[k] for k in small]))))
+        if small: known.update(zip(small, _norms(*_line_up([xs[k] for k in small]))))
         return super().norms(xs, known)
 
     def keep(self, keys, ps, wanted):
         "A large one mostly is there already, as it was after the last step: it is compared, which gives its norm."
         norms, self.small = {}, small_ones(ps) if wanted.only_norm else []
         if self.small:
-            self.kept_small, ends = self.line_up([ps[k] for k in self.small], 'kept')
+            self.kept_small, ends = _line_up([ps[k] for k in self.small])
             norms = dict(zip(self.small, _norms(self.kept_small, ends)))
         for k, p in enumerate(ps):
             if wanted.only_norm and _in_one_pass(p):
@@ -188,7 +178,7 @@ class Cpu(Reference):
     def changes(self, keys, ps, wanted):
         norms, out = {}, list(ps)
         if self.small:
-            x, ends = self.line_up([ps[k] for k in self.small])
+            x, ends = _line_up([ps[k] for k in self.small])
             found   = np.empty(len(ends))
             kernels.distances(x, self.kept_small, ends, found)
             norms   = dict(zip(self.small, found.tolist()))
@@ -200,6 +190,14 @@ class Cpu(Reference):
                 else: out[k] = self._change(keys[k], p)
         return out, norms
 
+
+def _line_up(xs):
+    "The elements of `small_ones`, one tensor behind the other, and where each ends.  # (n,), (tensor,)"
+    ends = np.cumsum([x.numel() for x in xs])
+    out  = np.empty(ends[-1], np.float32)
+    xs   = [x if x.is_contiguous() else x.detach().contiguous() for x in xs]
+    kernels.line_up(np.array([x.data_ptr() for x in xs]), ends, out)
+    return out, ends
 
 def _norms(x, ends):
     found = np.empty(len(ends))
@@ -225,8 +223,7 @@ def warm_up():
     r = CpuReductions(x, unit_dim=1)
     r.unit_extremes, r.hist, r.median
     CpuReductions(x).norm
-    cpu     = Cpu()
-    x, ends = cpu.line_up([x])
+    x, ends = _line_up([x])
     out     = np.empty((1, len(AT_ONCE)))
     kernels.small(x, ends, np.array([True]), NEAR_BITS, BIN_OF_PATTERN, out, np.empty((1, N_BINS)))
     kernels.synchronise(x, x.copy()), kernels.advance(x, x.copy())

@@ -51,20 +51,34 @@ def of_row(x, lo, hi):                              # x, lo, hi: (column,); lo, 
 
 
 @compiled(fastmath=LOOSE)
-def moments(x, lo, hi, sample, stride):     # x: (row, column); lo, hi: (column,), sample: (n,), all written
-    """Sum and sum of squares of all; least and greatest of each column; and, as long as a row is in the cache, every
-    stride-th element in the order of the rows, until `sample` is full."""
+def moments(x, rest, lo, hi, sample, stride):
+    """Sum and sum of squares, least and greatest of all. x: (row, column), rest: what follows, less than a row; lo, hi:
+    (column,), written, the extremes of each; sample: (n,), written while a row is in the cache, every stride-th."""
     total = squares = 0.
     taken = 0
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
-    for r in range(x.shape[0]):
-        s, q     = of_row(x[r], lo, hi)
+    for r in range(x.shape[0] + 1):
+        row      = x[r] if r < x.shape[0] else rest
+        s, q     = of_row(row, lo, hi)
         total   += s
         squares += q
-        stop = min(((r + 1) * x.shape[1] - 1) // stride + 1, len(sample))
-        for k in range(taken, stop): sample[k] = x[r, k * stride - r * x.shape[1]]
-        taken = max(taken, stop)
-    return total, squares
+        before   = r * x.shape[1]
+        stop     = min((before + len(row) - 1) // stride + 1, len(sample))
+        for k in range(taken, stop): sample[k] = row[k * stride - before]
+        taken    = max(taken, stop)
+    least, greatest = lo[0], hi[0]
+    for c in range(x.shape[1]): least, greatest = min(least, lo[c]), max(greatest, hi[c])
+    return total, squares, least, greatest
+
+
+@compiled(fastmath=LOOSE)
+def of_units(lo, hi, out):                          # lo, hi: (repeat, unit, rest), of columns; out: (2, unit), written
+    "The extremes of units from those of columns."
+    for u in range(lo.shape[1]):
+        a, b = lo[0, u, 0], hi[0, u, 0]
+        for k in range(lo.shape[0]):
+            for i in range(lo.shape[2]): a, b = min(a, lo[k, u, i]), max(b, hi[k, u, i])
+        out[0, u], out[1, u] = a, b
 
 
 @compiled()

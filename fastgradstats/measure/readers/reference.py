@@ -85,7 +85,7 @@ class Reductions:
     @lazy
     def sample(self): return self.flat if self.stride == 1 else self.flat[::self.stride].contiguous()
     @lazy
-    def abs_sample(self): return self.sample.abs()
+    def abs_sample(self): return abs(self.sample)
 
     def count(self, mask):
         "How many elements of the tensor the mask over its sample stands for."
