@@ -32,76 +32,77 @@ class Processes:
         found = cls(model.process_group)
         return found if found.n > 1 else None
 
-    def merge(self, log, fired):
-        """Bring the rows of the epoch together at process 0, which adds them to its record. `log`: the RecordBuilder of
-        this process, `fired`: the names of the modules that ran; those of all are returned."""
-        log.flush()
+    def merge(self, builder, fired):
+        """Bring the rows of the epoch together at process 0, which adds them to its record. `builder`: this process'
+        RecordBuilder, `fired`: the names of the modules that ran; those of all are returned."""
+        builder.flush()
         got = [None] * self.n if self.rank == 0 else None
-        try: dist.gather_object(_share(log, fired), got, dist.get_global_rank(self.group, 0), self.group)
+        try: dist.gather_object(_share(builder, fired), got, dist.get_global_rank(self.group, 0), self.group)
         except Exception as e:
-            log.settle(f"the other processes' share did not come ({type(e).__name__}: {e})")
+            builder.settle(f"the other processes' share did not come ({type(e).__name__}: {e})")
             return fired
         if self.rank:
-            log.settle()
+            builder.settle()
             return fired
-        why = next((w for w in (_differs(log, other) for other in got[1:]) if w), None)
-        if why: log.settle(f"{why}. The processes must measure the same rows: `every` may depend on nothing but the "
-                           f"iteration")
+        why = next((w for w in (_differs(builder, other) for other in got[1:]) if w), None)
+        if why: builder.settle(f"{why}. The processes must measure the same rows: `every` may depend on nothing but "
+                               f"the iteration")
         else:
-            for other in got[1:]: _take(log, other)
-            log.settle(merged=True)
+            for other in got[1:]: _take(builder, other)
+            builder.settle(merged=True)
         return set.union(*[other['fired'] for other in got])
 
 
-def _share(log, fired):
+def _share(builder, fired):
     "What process 0 needs of this one's epoch; of itself only the shape, to compare."
-    share = dict(shape=_structure(log), measured=[(r.measured, len(r.parts)) for r in log.held], fired=fired)
-    if not log.processes.rank: return share
+    share = dict(shape=_structure(builder), measured=[(r.measured, len(r.parts)) for r in builder.held], fired=fired)
+    if not builder.processes.rank: return share
     sigs, rows = {}, []
-    for r in log.held:
+    for r in builder.held:
         m, at, parts = len(r.parts), 2 + 2 * len(r.parts), []
         for k, p in enumerate(r.parts):
             numbers = np.array(r.flat[at:at + p.n], float)
             parts.append((p.bs, r.flat[2 + k], r.flat[2 + m + k], sigs.setdefault(tuple(p.sig), len(sigs)), numbers))
             at += p.n
         rows.append(parts)
-    windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in log.windows.items()
+    windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in builder.windows.items()
                if key[0] not in PARAMETERS}
     numpy   = lambda t: t.detach().cpu().numpy() if isinstance(t, torch.Tensor) else t
     units   = [{key: [numpy(t) for t in p] for key, p in by.items()}
-               for by in [*[c[3] for c in log.closed], log.now]]
-    sites   = [(key, log.site_list[i]) for key, i in log.sites.items()]
-    return dict(share, rows=rows, sigs=list(sigs), sites=sites, ends=log.ends, windows=windows, units=units)
+               for by in [*[c[3] for c in builder.closed], builder.now]]
+    sites   = [(key, builder.site_list[i]) for key, i in builder.sites.items()]
+    return dict(share, rows=rows, sigs=list(sigs), sites=sites, ends=builder.ends, windows=windows, units=units)
 
-def _structure(log):
+def _structure(builder):
     "What must be alike in all processes: the windows of the histograms and of the life table."
-    return [(key, len(w.sums), w.width, w.open) for key, w in log.windows.items()], len(log.closed), log.now_rows
+    hists = [(key, len(w.sums), w.width, w.open) for key, w in builder.windows.items()]
+    return hists, len(builder.closed), builder.now_rows
 
-def _differs(log, other):
+def _differs(builder, other):
     "Why another process' epoch cannot be merged with this one's; None if it can."
-    mine = [(r.measured, len(r.parts)) for r in log.held]
+    mine = [(r.measured, len(r.parts)) for r in builder.held]
     n, m = len(mine), len(other['measured'])
     if n != m: return f"process 0 has {n} rows and another has {m}"
     if mine != other['measured']: return 'the processes measured different rows'
-    return None if _structure(log) == other['shape'] else 'the processes have been interrupted at different rows before'
+    if _structure(builder) != other['shape']: return 'the processes have been interrupted at different rows before'
 
-def _take(log, other):
+def _take(builder, other):
     "Add another process' share of the epoch to the rows held here."
     site = []                                                                # theirs -> ours
     for key, about in other['sites']:
-        if key not in log.sites:
-            log.sites[key] = len(log.site_list)
-            log.site_list.append(about)
-        site.append(log.sites[key])
-    end = {p: {} for p in log.ends}
+        if key not in builder.sites:
+            builder.sites[key] = len(builder.site_list)
+            builder.site_list.append(about)
+        site.append(builder.sites[key])
+    end = {p: {} for p in builder.ends}
     for p, names in other['ends'].items():
         for i, (path, dtype) in enumerate(names):
-            paths = [n for n, _ in log.ends[p]]
-            if path not in paths: log.ends[p].append((path, dtype)); paths.append(path)
+            paths = [n for n, _ in builder.ends[p]]
+            if path not in paths: builder.ends[p].append((path, dtype)); paths.append(path)
             end[p][i] = paths.index(path)
     here = lambda p, k: end[p][k] if p in end else site[k]
     sigs = [[(p, here(p, k)) for p, k in sig] for sig in other['sigs']]
-    for row, parts in zip(log.held, other['rows']):
+    for row, parts in zip(builder.held, other['rows']):
         for bs, loss, constant, s, flat in parts:
             m    = len(row.parts)
             part = Part(bs, row.parts[-1].last)
@@ -109,14 +110,14 @@ def _take(log, other):
             row.sig  = (*row.sig, *sigs[s])
             row.flat = [*row.flat[:2 + m], loss, *row.flat[2 + m:2 + 2 * m], constant, *row.flat[2 + 2 * m:], *flat]
     for key, sums in other['windows'].items():
-        w = log.windows[key]
+        w = builder.windows[key]
         for k, theirs in sums.items():
-            out = np.full((log.n_layers(key[0]), theirs.shape[1]), np.nan, np.float32)
+            out = np.full((builder.n_layers(key[0]), theirs.shape[1]), np.nan, np.float32)
             for i, counts in enumerate(theirs): out[here(key[0], i)] = counts
             a, b = pad(w.sums[k], out)
             w.sums[k] = np.where(np.isnan(a), b, np.where(np.isnan(b), a, a + b))
-    merge = {s.name: s.merge for s in log.plan.units}
-    for mine, theirs in zip([*[by for *_, by in log.closed], log.now], other['units']):
+    merge = {s.name: s.merge for s in builder.plan.units}
+    for mine, theirs in zip([*[by for *_, by in builder.closed], builder.now], other['units']):
         for (stat, i), p in theirs.items():
             key = stat, site[i]
             if key in mine and isinstance(mine[key][0], torch.Tensor):
