@@ -210,7 +210,7 @@ def test_the_two_gains_are_what_is_said_of_them():
     np.testing.assert_allclose(it.gain, it.loss_constant - it.loss)
     best = min(it.loss_constant.rolling(9, min_periods=3).median().dropna())
     assert r.best_constant == pytest.approx(best)
-    assert abs(r.learned[-1] - it.gain.iloc[-20:].median()) > .1                     # not one number by two names
+    assert abs(r.gain_over_constant[-1] - it.gain.iloc[-20:].median()) > .1                     # not one number by two names
 
 def test_the_learning_rate_of_every_parameter_is_recorded_with_update():
     from fastai.torch_core import params

@@ -71,18 +71,16 @@ def _loss_scale(learn, by):
     if not any(n in str(learn.opt_func).lower() for n in ('adam', 'rmsprop', 'lamb', 'lars')): _lr(learn, 1 / by)
 
 def _remove(learn, what):
-    if what != 'softmax': return False
-    _swap(learn.model, nn.Softmax, nn.Identity)
-    if 'softmax' in learn.model.__dict__: learn.model.softmax = False
+    return what == 'softmax' and _swap(learn.model, nn.Softmax, nn.Identity)
 
 def _activation(learn, what):
-    if what == 'tanh': _swap(learn.model, nn.Sigmoid, nn.Tanh)
-    else:              _swap(learn.model, nn.ReLU, lambda: nn.LeakyReLU(.1))
+    return _swap(learn.model, *((nn.Sigmoid, nn.Tanh) if what == 'tanh' else (nn.ReLU, lambda: nn.LeakyReLU(.1))))
 
 def _swap(model, old, make):
-    for m in list(model.modules()):
-        for n, c in list(m.named_children()):
-            if isinstance(c, old): setattr(m, n, make())
+    "Put new modules in the place of all of a class; whether there were any."
+    found = [(m, n) for m in model.modules() for n, c in m.named_children() if isinstance(c, old)]
+    for m, n in found: setattr(m, n, make())
+    return bool(found)
 
 @torch.no_grad()
 def _init(learn, how, layers=('',)):

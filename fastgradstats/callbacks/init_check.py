@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from fastai.learner import Learner
 
-from ..diagnosis.fixes import advise, signal
+from ..diagnosis.fixes import found, signal
 from .._text import num
 from ..diagnosis.report import diagnose
 from ..diagnosis.evidence import run
-from ..diagnosis.finding import Finding, rule
+from ..diagnosis.finding import rule
 from ..diagnosis.rules import bad_init, input_scale, non_finite, saturated
 from ..measure.rng import unchanged_random_state
 from ..measure.watcher import watch
@@ -34,10 +34,11 @@ def fading(rec, limit=1e-3):
     per  = total ** (1 / (at[-1] - at[0]))
     fade = total < 1
     fix  = signal(run(rec))
-    yield Finding('vanishing' if fade else 'exploding', names[at[0]], (0, 0), total, limit if fade else 1 / limit,
-                  'warning', f"on its way back from {names[at[-1]]} to {names[at[0]]} the gradient "
-                  f"{'shrinks to' if fade else 'grows to'} {num(total)} of itself (std of an element), a factor "
-                  f"{num(per)} a layer", advise(fix), fix, tuple(names))
+    yield found('vanishing' if fade else 'exploding', layer=names[at[0]], layers=tuple(names), iters=(0, 0),
+                value=total, limit=limit if fade else 1 / limit, severity='warning', fix=fix,
+                evidence=f"on its way back from {names[at[-1]]} to {names[at[0]]} the gradient "
+                         f"{'shrinks to' if fade else 'grows to'} {num(total)} of itself (std of an element), a factor "
+                         f"{num(per)} a layer")
 
 RULES = (input_scale, non_finite, bad_init, fading, saturated)
 
@@ -82,10 +83,12 @@ def check_init(
     if not (hasattr(learn, 'dls') and hasattr(learn, 'loss_func')):
         raise TypeError(f"check_init takes a fastai Learner, which has the model, its data and its loss; got "
                         f"{type(learn).__name__}. Give Learner(dls, model, loss_func)")
-    dl = learn.dls.train
-    with unchanged_random_state(rngs=[r for r in [getattr(dl, 'rng', None)] if isinstance(r, random.Random)]):
+    dl  = learn.dls.train
+    own = [r for r in [getattr(dl, 'rng', None)] if isinstance(r, random.Random)]
+    with unchanged_random_state(rngs=own):
         model, loss_func = copy.deepcopy(learn.model).train(), copy.deepcopy(learn.loss_func)
         batch = next(iter(dl))
+        for rng in own: dl.rng = rng                                   # iterating has put another in its place
         n_inp = getattr(learn.dls, 'n_inp', 1)
         xb, yb = tuple(batch[:n_inp]), tuple(batch[n_inp:])
         where = next((p.device for p in model.parameters()), torch.device('cpu'))

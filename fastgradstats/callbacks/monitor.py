@@ -58,7 +58,8 @@ class DiagnosisCallback(LayerStatsCallback):
         self.watch_due = _Due(every)
         super().__init__(every=self.watch_due if every > 1 else 1, **{'verbose': False, **settings})
         self.stop_on, self.keep, self.check, self.watch_rules = stop_on, keep, check, tuple(rules)
-        self.watch_log, self.watch_said, self.watch_next, self.watch_report = deque(maxlen=keep), set(), check, None
+        self.watch_log, self.watch_said, self.watch_report = deque(maxlen=keep), set(), None
+        self.watch_next, self.watch_read = check, 0                    # the next diagnosis; what is not yet looked at
 
     @property
     def flight(self):
@@ -73,26 +74,35 @@ class DiagnosisCallback(LayerStatsCallback):
 
     def before_step(self):
         super().before_step()
-        if self._live.watcher is None: return
-        gs = [p.grad for p in self.learn.model.parameters() if p.grad is not None and not p.grad.is_sparse]
-        if not gs: return
-        norms = torch._foreach_norm(gs)
-        norm  = torch.linalg.vector_norm(torch.stack([n.float() for n in norms]))
-        bad   = torch.stack([~torch.isfinite(n) for n in norms]).sum()
-        self.watch_log.append((self._live.i - 1, self.learn.loss.detach().float().mean(), norm, bad))
+        w = self._live.watcher
+        if w is None: return
+        norms, total = (w.row.norms, w.row.grad_norm) if w.row and w.row.read else (None, None)
+        if norms is None:                                              # an iteration that is not measured
+            norms = torch._foreach_norm([p.grad for p in self.learn.model.parameters()
+                                         if p.grad is not None and not p.grad.is_sparse])
+            total = torch.linalg.vector_norm(torch.stack([n.float() for n in norms])) if norms else None
+        if not norms: return
+        self.watch_log.append((self._live.i - 1, self.learn.loss.detach().float().mean(), total, _broken(norms)))
 
     def after_batch(self):
         live = self._live
         if live.watcher is None or not self.watch_log or self.watch_log[-1][0] != live.i - 1: return
-        loss, norm = float(self.watch_log[-1][1]), float(self.watch_log[-1][2])
-        broken     = not (math.isfinite(loss) and math.isfinite(norm))
-        if broken or self._spike(norm): self.watch_due.until = max(self.watch_due.until, live.i + self.keep)
-        if broken and 'non_finite' not in self.watch_said or live.i >= self.watch_next: self._look()
+        due = live.i >= self.watch_next
+        if self._waits() and not due and live.i - self.watch_read < self.check: return
+        new = [r for r in self.watch_log if r[0] >= self.watch_read]
+        self.watch_read = live.i
+        sick = not all(math.isfinite(float(v)) for r in new for v in r[1:3])
+        if sick or self._spike(): self.watch_due.until = max(self.watch_due.until, live.i + self.keep)
+        if sick and 'non_finite' not in self.watch_said or due: self._look()
 
-    def _spike(self, norm):
+    def _waits(self):
+        "Whether reading a number would wait for a device: then it is done every `check` iterations only."
+        return self.learn.loss.device.type != 'cpu'
+
+    def _spike(self):
         if len(self.watch_log) < WINDOW or len(self.watch_log) % 5: return False
-        past = sorted(float(r[2]) for r in list(self.watch_log)[-WINDOW:-1])
-        return norm > SPIKE * past[len(past) // 2]
+        *past, norm = [float(r[2]) for r in list(self.watch_log)[-WINDOW:]]
+        return norm > SPIKE * sorted(past)[len(past) // 2]
 
     def _look(self):
         i = self._live.i
@@ -107,3 +117,10 @@ class DiagnosisCallback(LayerStatsCallback):
             warnings.warn(f"iteration {i - 1}: {f.rule} ({f.severity}){where}: {f.evidence}. Try: {f.advice}."
                           + (" The fit is ended." if stops else ''))
             if stops: raise CancelFitException
+
+
+def _broken(norms):
+    "How many of them are not finite: numbers, or 0-dim tensors, which stay on their device."
+    if all(isinstance(n, float) for n in norms): return sum(not math.isfinite(n) for n in norms)
+    dev = next(n.device for n in norms if isinstance(n, torch.Tensor))
+    return (~torch.stack([torch.as_tensor(n, dtype=torch.float32, device=dev) for n in norms]).isfinite()).sum()

@@ -132,5 +132,4 @@ def _try(learn, f, make, n, recorded):
 def _with(report, trials, withdrawn=None):
     "A report with its trials, and without the advice that did not help."
     findings = [f._replace(advice='', fix={}) if f is withdrawn else f for f in report.findings]
-    verdict  = report.verdict.split(' First try:')[0] if withdrawn else report.verdict
-    return Report(verdict, findings, report.checked, report.skipped, report.layers, trials)
+    return Report(report.story, findings, report.checked, report.skipped, report.layers, trials)

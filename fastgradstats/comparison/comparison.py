@@ -16,8 +16,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .._text import acc, cell, num, pct
-from ..diagnosis.thresholds import CONVERGED, CONVERGED_E, SETTLE, STARVED_GAIN
-from ..diagnosis.thresholds import STARVED as STARVED_E
+from ..diagnosis.outcome import outcome
+from ..diagnosis.thresholds import SETTLE
 from ..plots.side_by_side import side_by_side
 from ..record.record import Record
 from ..record.schema import RESERVED
@@ -240,17 +240,19 @@ class Comparison:
             out.append(float(n[ok[0]]) if ok else np.inf)
         return np.array(out)
 
+    @cached_property
+    def outcomes(self): return {name: [outcome(r) for r in recs] for name, recs in self.runs.items()}
+
     def state(self, name, phase):
-        """'starved', 'converged', 'learning', 'dead', 'non-finite' or 'not measured': medians over the seeds, see
-        STARVED_E."""
+        """What most seeds are at the end of the phase, as diagnose has it ('starved', 'converged', 'learning' ...), or
+        'dead', 'non-finite', 'not measured'; 'cannot tell' where the seeds do not agree."""
         e, loss = self.middle(name, phase, 'grad', 'elasticity', MEDIAN), self.middle(name, phase, 'iters', 'loss')
-        gain, const = (self.middle(name, phase, 'iters', s) for s in ('gain', 'loss_constant'))
         if not np.isfinite(loss): return 'non-finite' if any(n == name for n, _ in self.nonfinite) else 'not measured'
         if phase == 'last' and sum(n == name for n, _ in self.dead) > len(self.runs[name]) / 2: return 'dead'
-        start   = np.median([np.nanmedian(r.iters.loss.to_numpy()[:5]) for r in self.runs[name]
-                             if np.isfinite(r.iters.loss[0])])
-        if not np.isfinite(e):    return 'not measured'
-        return _state(e, loss, start, gain, const)
+        if not np.isfinite(e): return 'not measured'
+        states = [o.at(self._phases(r)[phase]) for o, r in zip(self.outcomes[name], self.runs[name])]
+        most   = max(states, key=states.count)
+        return most if states.count(most) > len(states) / 2 else 'cannot tell'
 
     def twins(self):
         """Two moments, early in the worse net and late in the better, with the most equal gradient norm of `layer`: a
@@ -353,9 +355,3 @@ class Comparison:
         try: pa.csv.write_csv(pa.Table.from_pandas(self.frame(), preserve_index=False), str(path))
         except OSError as e: raise OSError(f"cannot write {path}: {e.strerror or e}") from e
         return path
-
-
-def _state(e, loss, start, gain=np.nan, const=np.nan):
-    if loss < CONVERGED * start and e >= CONVERGED_E:                                   return 'converged'
-    if e < STARVED_E and not (np.isfinite(gain) and gain >= STARVED_GAIN * abs(const)): return 'starved'
-    return 'learning'

@@ -139,7 +139,9 @@ def _meaning(c):
     none = [n for n, s in ((worse, a), (better, b)) if s == 'not measured']
     if none: return (f"Whether small means starved or converged cannot be told: elasticity was not measured of "
                      f"{join(none)}; it needs 'norm' of 'grad' and of 'weight', and the loss.")
-    begin, end = f"{worse} begins {a} ({show(worse, 'first')})", f"{better} ends {b} ({show(better, 'last')})"
+    said  = lambda s: 'in a state that cannot be told' if s == 'cannot tell' else s
+    begin = f"{worse} begins {said(a)} ({show(worse, 'first')})"
+    end   = f"{better} ends {said(b)} ({show(better, 'last')})"
     if a == 'starved' and b == 'converged':
         return (f"What separates the two kinds is elasticity and gain: {begin}, its gradients small before anything is "
                 f"learned; {end}, its gradients small because its loss is.")

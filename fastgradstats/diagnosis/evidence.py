@@ -1,16 +1,16 @@
-"""What the rules read from a record: medians over trailing windows, what was learned, when a state began and ended.
+"""What the rules read from a record: rolling medians, what was learned, when a state began and ended.
 
 Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers are weights of two or more dimensions.
 """
 from __future__ import annotations
 
 import warnings
-import weakref
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
+from ..record.record import Record
 from ..record.select import columns, dims, weights
 from .thresholds import (ADAM_LR, ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN,
                          USUAL_STEP)
@@ -26,7 +26,7 @@ DENSE   = 'Linear|Conv|RNN|LSTM|GRU|MultiheadAttention|NonDynamicallyQuantizable
 FAINT, LOUD, FAR_BIAS = .02, 8., 3.                # healthy nets of the zoo .07 to 3, biases to 1; its faults from 12
 
 
-class Run:
+class Evidence:
     "A record as the rules read it; arrays are computed once."
     def __init__(self, rec):
         self.rec  = rec
@@ -93,13 +93,13 @@ class Run:
     def best_constant(self):
         "The lowest loss (median of 9 batches) that a constant answer had: large outputs make the plain one too high."
         with np.errstate(invalid='ignore'):
-            c = trailing(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
+            c = rolling_median(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
         return float(np.nanmin(c)) if np.isfinite(c).any() else np.nan
 
     @cached_property
-    def learned(self):
+    def gain_over_constant(self):
         "Best constant answer's loss minus the loss, median of a trailing window.  # (row,)"
-        return self.best_constant - trailing(self.loss)
+        return self.best_constant - rolling_median(self.loss)
 
     @cached_property
     def noise(self):
@@ -107,19 +107,20 @@ class Run:
         return deviation(self.loss)
 
     @cached_property
-    def blind(self):
+    def not_learned(self):
         """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant
         answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it;
         nor is it better, batch by batch, than its own mean answer, which tells where batches differ much.
         Where the gain was not measured: the loss has not fallen by a tenth.  # (row,) bool"""
         with np.errstate(invalid='ignore'):
-            if not np.isfinite(self.best_constant): return trailing(self.loss) >= .9 * self.first_loss
+            if not np.isfinite(self.best_constant): return rolling_median(self.loss) >= .9 * self.first_loss
             c = abs(self.best_constant)
             paired = self.constant - self.loss
-            better = ((trailing(paired) > np.maximum(STARVED_GAIN * c, NOISE * deviation(paired)))
-                      & (trailing(self.constant) < 2 * c))                     # else its mean answer is a bad one
-            return ((self.learned < STARVED_GAIN * c) & (self.learned < np.maximum(NOISE * self.noise, .005 * c))
-                    & ~better)
+            worth  = np.maximum(STARVED_GAIN * c, NOISE * deviation(paired))
+            fair   = rolling_median(self.constant) < 2 * c                           # else its mean answer is a bad one
+            better = (rolling_median(paired) > worth) & fair
+            gain   = self.gain_over_constant
+            return (gain < STARVED_GAIN * c) & (gain < np.maximum(NOISE * self.noise, .005 * c)) & ~better
 
     @cached_property
     def falling(self):
@@ -177,20 +178,20 @@ class Run:
         outcome has it. 1: straight down; 0: at random, or too far; negative: up. NaN where a factor was not measured,
         and where the noise of the loss hides it (a standard error above HAZY).  # (row,)"""
         with np.errstate(divide='ignore', invalid='ignore'):
-            allowed = trailing(np.nansum(self.elasticity * self.update_ratio, axis=1)) * trailing(self.loss)
+            allowed = rolling_median(np.nansum(self.elasticity * self.update_ratio, axis=1)) * rolling_median(self.loss)
             fell, t = slope(self.loss, WINDOW)
             known   = (allowed > 0) & (np.abs(fell / t) < HAZY * allowed)
             return np.where(known, np.clip(-fell / allowed, -1, 1), np.nan)
 
     def failing(self, row=-1):
         "Which factor of a step fails at `row`: 'elasticity', 'update ratio', 'direction'; '' where it cannot be told."
-        e, u = trailing(self.median_elasticity)[row], trailing(self.median_ratio)[row]
+        e, u = rolling_median(self.median_elasticity)[row], rolling_median(self.median_ratio)[row]
         if np.isfinite(u) and (self.step_fails[row] or u < self.small_step and not e < STARVED): return 'update ratio'
         if e < STARVED and not self.median_placebo[row] >= PASSES: return 'elasticity'
         return 'direction' if np.isfinite(e) and np.isfinite(u) else ''
 
     @cached_property
-    def settled(self):
+    def equilibrium_ratio(self):
         """The update ratio that a normalised layer settles at, sqrt(2 lr wd), where the optimizer shrinks the weights
         themselves (AdamW) and the record's meta tells it: {'optimizer': {'wd': .01, 'decoupled': True}}; of groups that
         differ the largest. NaN elsewhere.  # (row,)
@@ -226,9 +227,9 @@ class Run:
         of elasticity x update ratio: the ratio is further below its limit than elasticity is below its own, and at a
         usual ratio a tenth of the loss would be gone within the horizon. Also where Adam crawls, which moves no element
         far whatever the ratio is.  # (row,) bool"""
-        u, e = trailing(self.median_ratio) / self.small_step, trailing(self.median_elasticity) / STARVED
+        u, e = rolling_median(self.median_ratio) / self.small_step, rolling_median(self.median_elasticity) / STARVED
         with np.errstate(divide='ignore', invalid='ignore'):
-            far = trailing(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1
+            far = rolling_median(np.nansum(self.elasticity, axis=1)) * USUAL_STEP * HORIZON >= .1
         return (u < np.minimum(e, 1)) & far | self.crawls
 
     @cached_property
@@ -246,13 +247,13 @@ class Run:
         "The median update ratio below which a step hardly moves: further up where usual ones are larger."
         return SMALL_STEP * self.usual_step / USUAL_STEP
 
-    def waking(self, e=None):
+    def rising(self, e=None):
         "Where elasticity will pass AWAKE within the horizon, and the iteration forecast.  # (row,) bool, (row,)"
         e = self.median_elasticity if e is None else e
         with np.errstate(divide='ignore', invalid='ignore'):
             y      = np.where(e > 0, np.log(e), np.nan)
             s, t   = slope(y, WINDOW)
-            ahead  = np.clip((np.log(AWAKE) - trailing(y)) / s - WINDOW / 2, 0, None)
+            ahead  = np.clip((np.log(AWAKE) - rolling_median(y)) / s - WINDOW / 2, 0, None)
             rising = (s > 0) & (t > SURE) & (ahead < HORIZON)
         step = np.median(np.diff(self.iter)) if self.n > 1 else 1
         return rising, self.iter + np.where(rising, ahead, np.nan) * step
@@ -262,10 +263,11 @@ class Run:
         """Where the median layer's elasticity is low, nothing is learned, it does not rise, and it is not rather the
         step that is too small. A placebo that passes outweighs a low elasticity (a floor of the loss, an offset), and
         one that is blocked stands for it where the loss is not positive.  # (row,) bool"""
-        e, p = trailing(self.median_elasticity), self.median_placebo
+        e, p = rolling_median(self.median_elasticity), self.median_placebo
         with np.errstate(invalid='ignore'):
-            if not self.positive: return (p <= BLOCKED) & self.blind & self.judged
-            return (e < STARVED) & ~(p >= PASSES) & self.blind & ~self.waking()[0] & self.judged & ~self.step_fails
+            if not self.positive: return (p <= BLOCKED) & self.not_learned & self.judged
+            stays = self.not_learned & ~self.rising()[0] & self.judged
+            return (e < STARVED) & ~(p >= PASSES) & stays & ~self.step_fails
 
     @cached_property
     def judged(self):
@@ -277,12 +279,16 @@ class Run:
         return int(self.iter[max(row - WINDOW + 1, 0 if row < SETTLE + WINDOW else SETTLE)])
 
 
-_last = [None, None]
+class Judged(Record):
+    "A record that carries its evidence: what `diagnose` gives to the rules, so that each array is computed once."
+    __slots__ = ('evidence',)
+    def __init__(self, rec):
+        for name in {*Record.__slots__} - {'__weakref__'}: object.__setattr__(self, name, getattr(rec, name))
+        object.__setattr__(self, 'evidence', Evidence(rec))
+
 def run(rec):
-    "The Run of a record; the last one is kept."
-    if isinstance(rec, Run): return rec
-    if _last[0] is None or _last[0]() is not rec: _last[:] = weakref.ref(rec), Run(rec)
-    return _last[1]
+    "The Evidence of a record, that of `diagnose` where it is at work."
+    return rec if isinstance(rec, Evidence) else rec.evidence if isinstance(rec, Judged) else Evidence(rec)
 
 
 def median_layer(v):
@@ -291,7 +297,7 @@ def median_layer(v):
         warnings.simplefilter('ignore', RuntimeWarning)
         return np.nanmedian(v, axis=1) if v.shape[1] else np.full(len(v), np.nan)
 
-def trailing(v, n=WINDOW, few=FEWEST):
+def rolling_median(v, n=WINDOW, few=FEWEST):
     "Median of the last `n` values at every row, the first SETTLE rows left out where there are others.  # as v"
     v = np.asarray(v, float)
     v = np.where(np.isinf(v), np.nan, v)
@@ -300,7 +306,7 @@ def trailing(v, n=WINDOW, few=FEWEST):
 
 def deviation(v):
     "From one row to the next, in a trailing window, as a standard deviation.  # (row,)"
-    return 1.4826 / np.sqrt(2) * trailing(np.abs(np.diff(v, prepend=np.nan)))
+    return 1.4826 / np.sqrt(2) * rolling_median(np.abs(np.diff(v, prepend=np.nan)))
 
 def slope(v, n=WINDOW):
     "Least-squares slope per row over the last `n` rows and its t statistic.  # (row,), (row,)"

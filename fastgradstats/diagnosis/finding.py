@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .._text import num
-from .evidence import FEWEST, trailing
+from .evidence import FEWEST, rolling_median
 
 SEVERITIES = ('info', 'warning', 'critical')
 
@@ -37,12 +37,16 @@ class Finding(NamedTuple):
 class Unreadable(Exception):
     "A rule cannot judge a record though it has what it needs; the message says why. It is listed as skipped."
 
-def rule(*, needs, source, where=None):
+def rule(*, needs, source, where=None, cause='', explains=None, ended='', place=None):
     """Make a function of a record a rule: `needs` are (probe, statistic) pairs, or lists of pairs of which one will do;
     `where`: f(rec) -> whether the record is of the kind that the rule is about; it is neither checked nor skipped where
-    not."""
+    not. `cause`: how it is called as a cause in the verdict; `explains`: the rules whose findings it accounts for, ()
+    of one that is an outcome only; `ended`: how it is told where it ended by itself, {} the last iteration; `place`:
+    f(evidence, finding, {rule: findings}) -> ('before' or 'after', rule) of a finding that has another place among the
+    causes than its rule, or None."""
     def mark(f):
         f.needs, f.source, f.where = tuple(needs), source, where
+        f.cause, f.explains, f.ended, f.place = cause, explains, ended, place
         return f
     return mark
 
@@ -58,12 +62,12 @@ def severity(bad, lasts):
 
 def stuck(r):
     "Whether nothing has been learned at the end: blind, or no loss left to learn from."
-    b = r.blind
+    b = r.not_learned
     return bool(b[-FEWEST:].all()) or not np.isfinite(r.loss[-1]) if len(b) else False
 
 def thrives(r, share=.25):
     "Whether much has been learned at the end, as a share of the best constant answer's loss."
-    return bool(len(r) and r.learned[-1] > share * abs(r.best_constant))
+    return bool(len(r) and r.gain_over_constant[-1] > share * abs(r.best_constant))
 
 def past(r, row, share=.5):
     "Whether what was last seen at `row` ended well before the end, and much has been learned in spite of it."
@@ -92,7 +96,7 @@ def spike(r, row, back=10, limit=.3):
 def factors(r, row=-1):
     """The three factors of what a step does, and which of them fails, as a clause: the share of the loss that a step
     removes = elasticity x update ratio x direction (the cosine between the update and the way down)."""
-    e, u, way = trailing(r.median_elasticity)[row], trailing(r.median_ratio)[row], r.direction[row]
+    e, u, way = rolling_median(r.median_elasticity)[row], rolling_median(r.median_ratio)[row], r.direction[row]
     fails     = r.failing(row)
     if not r.positive or not fails: return ''
     way = num(way) if np.isfinite(way) else 'hidden by the noise of the loss'

@@ -11,6 +11,7 @@ import numpy as np
 
 from .._text import join, num
 from .evidence import median_layer
+from .finding import Finding
 from .thresholds import ADAM_LR, LARGE_STEP, SETTLE
 
 SYMMETRIC = '^(?:Tanh|Softsign|Hardtanh)'
@@ -37,7 +38,11 @@ def advise(fix, *more):
     names = fix.get('layers', ())
     only  = f" of layer{'s' * (len(names) > 1)} {join(names)} alone (others start at a usual scale)" if names else ''
     words = [WORDS[k](v) + only * (k == 'init') for k, v in fix.items() if k != 'layers']
-    return '; or '.join([join(words)] * bool(fix) + list(more))
+    return '; or '.join([*([join(words)] if fix else []), *more])
+
+def found(rule, *, iters, value, limit, severity, evidence, layer='', layers=(), fix={}, also=()):
+    "A Finding whose advice is its fix in words, or what else may be tried."
+    return Finding(rule, layer, iters, value, limit, severity, evidence, advise(fix, *also), fix, layers)
 
 def _share(r, probe, pattern):
     "The share of a probe's layers of which the type matches; a gate or two among others is no more than that."
@@ -88,7 +93,7 @@ def slower(r, row):
     jump  = len(lr) and np.nanmax(r.lr[row - min(row, 3):row + 1]) / np.median(lr) >= JUMP
     if jump: return {'lr_cap': float(f'{np.median(lr):.2g}')}
     u     = np.nan_to_num(r.median_ratio[:row + 1])
-    large = np.nanmax([LARGE_STEP, *(2 * r.settled[:1])])              # AdamW may settle above it
+    large = np.nanmax([LARGE_STEP, *(2 * r.equilibrium_ratio[:1])])              # AdamW may settle above it
     norms = r.all.grad_norm.to_numpy(float)[r.rows][:row]
     norms = norms[np.isfinite(norms) & (norms > 0)]
     usual = np.median(u[:-1][u[:-1] > 0]) <= large

@@ -11,30 +11,12 @@ import numpy as np
 import pandas as pd
 
 from .._text import join, num
-from .evidence import FEWEST, LOUD, run, trailing
+from .evidence import FEWEST, Judged
 from ..record.record import DERIVED, Record, to_record
 from .rules import ALL, Finding, Unreadable
-from .layer_states import VERDICTS, layer_verdicts, network_state      # noqa: F401
-from .thresholds import DEAD_JUMP, SETTLE, WHOLE
-
-CAUSES = dict(
-    non_finite     = "values are not finite",
-    exploding      = "the gradient explodes",
-    starved        = "the network is starved of gradient",
-    vanishing      = "the gradient vanishes on its way back",
-    dead_units     = "units are dead",
-    saturated      = "activations are saturated",
-    step_too_large = "a step was too large",
-    step_too_small = "the steps are too small",
-    bad_init       = "the initialisation is off scale",
-    not_learning   = "nothing is learned",
-    unstable       = "the loss is unstable",
-    fp16_underflow = "gradients underflow in half precision",
-    input_scale    = "the input is off scale",
-    double_softmax = "softmax is taken twice",
-    vanishing_through_time = "the gradient vanishes on its way back through time",
-    not_stepped    = "some weights are never stepped",
-    not_zeroed     = "gradients are kept from step to step")
+from .outcome import VERDICTS, Outcome, layer_verdicts                                           # noqa: F401
+from .ranking import Ranking
+from .thresholds import SETTLE
 
 
 class Skipped(NamedTuple):
@@ -52,16 +34,22 @@ class Report:
         [f.rule for f in report.findings]
     """
     def __init__(self,
-        verdict: str,                 # one sentence
+        story: str,                   # the verdict without its advice
         findings: list[Finding],      # in the order of cause
         checked: list[str],           # the rules that could judge
         skipped: list[Skipped],       # those that could not, why, and what to record
         layers: pd.DataFrame,         # the verdict on every layer
         trials: dict | None = None,   # before and after each fix, from verify=True
     ):
-        self.verdict, self.findings, self.layers = verdict, findings, layers
+        self.story, self.findings, self.layers = story, findings, layers
         self.checked, self.skipped = checked, skipped
         self.trials = trials
+
+    @property
+    def verdict(self):
+        "One sentence: what is wrong and what to try first, or how it is doing."
+        advice = next((f.advice for f in self.findings if f.severity != 'info'), '')
+        return self.story + (f" First try: {advice}." if advice else '')
 
     @property
     def critical(self): return any(f.severity == 'critical' for f in self.findings)
@@ -110,9 +98,10 @@ class Report:
 
     def json(self):
         "Everything as plain lists and dicts; numbers that are not finite are None."
+        tried = {} if self.trials is None else dict(trials=self.trials)
         return _plain(dict(verdict=self.verdict, critical=self.critical, findings=[f._asdict() for f in self.findings],
                            checked=list(self.checked), skipped=[s._asdict() for s in self.skipped],
-                           layers=self.layers.to_dict('records')))
+                           layers=self.layers.to_dict('records'), **tried))
 
 def _sentence(s): return s[:1].upper() + s[1:] + '.'
 
@@ -153,7 +142,8 @@ def diagnose(
         return _judge(rec, rules)
 
 def _judge(rec, rules):
-    r = run(rec)
+    rec = Judged(rec)
+    r   = rec.evidence
     findings, checked, skipped = [], [], []
     def skip(f, why, how=''): skipped.append(Skipped(f.__name__, why, how))
     for f in rules:
@@ -165,13 +155,11 @@ def _judge(rec, rules):
         except Unreadable as e: skip(f, str(e)); continue
         findings += found
         checked.append(f.__name__)
-    order    = {f.__name__: i for i, f in enumerate(rules)}
-    findings = sorted(findings, key=lambda f: _rank(r, f, order, findings))
-    cause    = findings[0].rule if findings and findings[0].severity != 'info' else 'not_learning'
-    findings = [f if f.rule != 'not_learning' or cause == 'not_learning' else
-                f._replace(advice=f"what is advised for {cause}, its cause") for f in findings]
-    table    = layer_verdicts(rec, findings)
-    return Report(_verdict(r, findings, checked, skipped), findings, checked, skipped, table)
+    ranking  = Ranking(rules, ALL)
+    findings = ranking.sorted(r, findings)
+    ends     = Outcome(r)
+    story    = _story(ranking, ends, findings, checked, skipped)
+    return Report(story, findings, checked, skipped, layer_verdicts(ends, findings))
 
 
 # --- what a rule needs -----------------------------------------------------------------------------------------------
@@ -206,62 +194,13 @@ def _how(rec, keys):
     return ' '.join(out)
 
 
-# --- first cause -----------------------------------------------------------------------------------------------------
-def _rank(r, f, order, findings):
-    "Harm first; then what came clearly first; then in the order of cause."
-    place = order.get(f.rule, len(order))
-    if f.rule == 'dead_units' and {'vanishing', 'starved'} & {g.rule for g in findings} and not _dies_at_once(r, f):
-        place = order.get('starved', place) + .5          # half of the units silent is an effect of signals that fade
-    if f.rule == 'dead_units' and r.silent_at_first(f.layer):
-        place = min(place, order.get('step_too_large', place) - .5)                    # no step has done it
-    if f.rule == 'dead_units' and any(g.rule == 'saturated' and f.layer in g.layers for g in findings):
-        place = order.get('saturated', place) + .5        # stuck at a bound, to the last bit
-    if f.rule == 'bad_init' and f.limit == LOUD:
-        place = min(place, order.get('not_zeroed', place) - .5)                        # known before the first step
-    if f.rule == 'bad_init' and 0 < f.value < 1 and {'step_too_large', 'exploding'} & {g.rule for g in findings}:
-        place = order.get('non_finite', place) + .5       # what fades makes no step too large
-    return f.severity == 'info', place, f.iters[0]
-
-def _dies_at_once(r, f):
-    "Whether the units are dead of themselves: nearly all, or far more than in the activation before."
-    dead = np.nan_to_num(r.rec['activation', 'frac_dead'][-1])
-    k    = list(r.rec.layers['activation'].layer).index(f.layer)
-    return f.value >= WHOLE or dead[k] - (dead[k - 1] if k else 0) >= DEAD_JUMP
-
-def _chain(findings):
-    "The findings that did harm as one story, first cause first, each rule once."
-    out, seen = [], set()
-    for f in findings:
-        if f.severity == 'info' or f.rule in seen: continue
-        seen.add(f.rule)
-        when = 'from the start' if f.iters[0] <= SETTLE else f"from iteration {f.iters[0]}"
-        out.append(f"{_cause(f)} {when}")
-    return out
-
-def _cause(f): return CAUSES.get(f.rule, f.rule.replace('_', ' ')) + (f' ({f.layer})' if f.layer else '')
-
-def _verdict(r, findings, checked, skipped):
-    bad = [f for f in findings if f.severity != 'info']
-    if bad:
-        first, *then = _chain(findings)
-        text = first[0].upper() + first[1:]
-        if then: text += f"; with it: {join(then)}"
-        return f"{text}. First try: {bad[0].advice}." if bad[0].advice else text + '.'
+# --- the verdict -----------------------------------------------------------------------------------------------------
+def _story(ranking, outcome, findings, checked, skipped):
+    if any(f.severity != 'info' for f in findings): return ranking.story(findings)
     if not checked: return "Nothing could be checked."
-    if len(r) < SETTLE + FEWEST: return f"Too few measured iterations to judge ({len(r)}); nothing is wrong so far."
-    state = network_state(r)[-1] if r.has_loss else 'cannot tell'
-    gain  = r.learned[-1]
-    nums  = f"loss {num(r.first_loss)} -> {num(trailing(r.loss)[-1])}"
-    if np.isfinite(gain): nums += f", gain {num(gain)}"
-    text  = {'converged':   f"Converged: the gradients are small because little is left to learn ({nums})",
-             'learning':    f"It learns ({nums})",
-             'starved':     f"No fault has lasted yet, but in the last iterations hardly any gradient arrives ({nums})",
-             'waking':      f"It has begun to move ({nums}, elasticity rising)",
-             'cannot tell': f"No fault was found, but whether it learns cannot be told ({nums})"}[state]
-    if findings: text += "; " + join([_past(f) for f in findings[:2]])
+    n = len(outcome.states)
+    if n < SETTLE + FEWEST: return f"Too few measured iterations to judge ({n}); nothing is wrong so far."
+    text = outcome.sentence
+    if findings: text += "; " + join([ranking.past(f) for f in findings[:2]])
     if skipped:  text += f"; {len(skipped)} rule{'s' if len(skipped) > 1 else ''} could not be checked"
     return text + '.'
-
-def _past(f):
-    if f.rule == 'starved': return f"it was starved until iteration {f.iters[1]}"
-    return f"{_cause(f)}, in spite of which it learns"

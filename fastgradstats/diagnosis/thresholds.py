@@ -4,8 +4,8 @@ The elasticity E = |g| |w| / loss of the median layer separated 343 windows of 2
 Fashion-MNIST, 5 seeds): starved ones had at most .062, live ones at least .106, converged ones at least 2.67.
 """
 STARVED      = .08                # median elasticity below it: the weights can hardly move the loss
-CONVERGED    = .1                 # share of the first losses below which a net has converged ...
-CONVERGED_E  = 1.                 # ... with at least this median elasticity
+CONVERGED    = .1                 # share of the first loss, and of a constant answer, below which hardly any is left
+CONVERGED_E  = 1.                 # elasticity of a converged net that is told from a starved one by it: 2.67 and more
 BLOCKED      = .33                # placebo of the median layer: starved nets had at most so much (trial, one seed) ...
 PASSES       = 1.3                # ... live ones 5.4 and more: the geometric mean. Zoo, seed 0: .19, and .6 and more
 DEAD_JUMP    = .75                # more dead units than in the activation before: its own fault; fading gives .53 (zoo)

@@ -22,7 +22,7 @@ class Steps:
         self.got = [(i, p) for i, p in self.params if p.grad is not None and
                     (p in self.window or self.log.processes and bool(p.grad.any()))]   # another process' batch used it
         norms    = self._capture_params('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
-        self.row.grad_norm = _total(norms)
+        self.row.norms, self.row.grad_norm = norms, _total(norms)
         self.seen_grads = [(id(p.grad), p.grad._version) for _, p in self.got]
 
     @timed

@@ -47,6 +47,7 @@ class Row:
         self.parts, self.own        = [], Part()
         self.read = self.stepped = self.done = False
         self.grad_norm = self.clip  = math.nan
+        self.norms = None                                          # of every gradient, once they are read
         self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
         self.mom = math.nan
     def forget(self):

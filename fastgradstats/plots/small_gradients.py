@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .._text import digits, thousands
-from ..diagnosis.thresholds import CONVERGED, SETTLE, STARVED
+from ..diagnosis.outcome import outcome
+from ..diagnosis.thresholds import CONVERGED_E, STARVED
 from ..record.record import Record
 from ..record.select import as_groups, names_at, nanmedian, nothing, one_layer
 from .axes import NETS, Places, RoundLog, fit, log_axis, new_ax, smoothed, tidy
@@ -15,7 +16,6 @@ from .labels import subject, unit
 SMOOTH    = 9                     # points of the rolling median, of short runs a fifth of all
 ROUND     = 5                     # points of the geometric mean after it
 LABELLED  = (0, 10, 50, 100, 200)
-BLIND     = .1                    # gain as a share of the constant answer's loss, below which a net may be starved
 EQUAL     = 1.02                  # two gradients are equal within this factor
 
 
@@ -76,7 +76,7 @@ def _note(paths, pair, w):
             + f"Paths: {'; '.join(h for h in how if h)}. " * any(how) + "Dots: iterations.")
 
 def _path(rec, layer, name):
-    "iter, loss, |g|, |w|, gain share of one record, smoothed; only where loss and gradient are positive."
+    "iter, loss, |g|, |w| of one record, smoothed, and its state; only where loss and gradient are positive."
     e    = rec['grad', 'elasticity']                                 # says what to record if norms are missing
     i    = one_layer(rec, 'grad', layer)
     it   = rec.iters
@@ -90,10 +90,10 @@ def _path(rec, layer, name):
         raise ValueError(f"{name or 'the record'} has no iteration with a positive loss and a non-zero, finite "
                          f"gradient of {names_at(rec, 'grad', [i])[0]}; {todo}")
     it   = it[ok]
-    part = (it.gain / it.loss_constant).to_numpy()
+    is_  = outcome(rec).by_row[ok]
     calm = min(SMOOTH, max(len(it) // 5, 1))
     return dict(iter=it.iter.to_numpy(), loss=_calm(it.loss, calm), g=_calm(g[ok], calm), w=_calm(w[ok], calm),
-                part=smoothed(part, calm), calm=calm)
+                calm=calm, **{s: (is_ == s).astype(float) for s in ('starved', 'converged')})
 
 def _calm(y, n):
     "Rolling median, then a short rolling geometric mean against the stairs it leaves."
@@ -104,7 +104,7 @@ def _middle(paths):
     "The median path over the seeds."
     x   = np.unique(np.concatenate([p['iter'] for p in paths]))
     out = dict(iter=x)
-    for k in ('loss', 'g', 'w', 'part'):
+    for k in ('loss', 'g', 'w', 'starved', 'converged'):
         v = np.full((len(paths), len(x)), np.nan)
         for row, p in zip(v, paths): row[np.searchsorted(x, p['iter'])] = p[k]
         out[k] = nanmedian(v)
@@ -121,14 +121,12 @@ def _limits(ax, mids, paths):
         ax.set_xlim(lim[::-1]) if axis == 'x' else ax.set_ylim(lim)
 
 def _pair(mids):
-    "The starved and the converged point of equal |g| and most different elasticity; None if there is no such pair."
+    """The starved and the converged point of equal |g| and most different elasticity, where most seeds are so by their
+    outcome; None if there is no such pair."""
     low, high = [], []
     for name, m in mids.items():
-        n     = np.arange(len(m['iter'])) >= SETTLE
-        blind = np.isnan(m['part']) | (m['part'] < BLIND)
-        done  = m['loss'] < CONVERGED * np.median(m['loss'][:SETTLE])
-        low  += [(name, i) for i in np.nonzero(n & (m['E'] < STARVED) & blind)[0]]
-        high += [(name, i) for i in np.nonzero(n & (m['E'] >= 1) & done)[0]]
+        low  += [(name, i) for i in np.nonzero((m['E'] < STARVED) & (m['starved'] > .5))[0]]
+        high += [(name, i) for i in np.nonzero((m['E'] >= CONVERGED_E) & (m['converged'] > .5))[0]]
     best = None
     for a in low:
         for b in high:

@@ -5,6 +5,7 @@ import random
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import fastai.callback.schedule  # noqa: F401  (gives Learner its fit_one_cycle)
@@ -19,6 +20,8 @@ from torch.utils.data import TensorDataset
 from sick import make
 from fastgradstats import DiagnosisCallback, LayerStatsCallback, check_init
 
+
+LAYERLESS = pd.DataFrame(columns=['layer', 'probe', 'verdict', 'for', 'against'])
 
 def test_good_weights():
     c = check_init(make())
@@ -84,6 +87,32 @@ def test_the_flight_recorder_keeps_the_last_iterations_and_wakes_the_rest():
     assert it.measured[:30].sum() == 3 and it.measured[31:45].all()
     assert cb.flight.n_nonfinite.gt(0).all()
 
+class Break(LayerStatsCallback.__mro__[1]):
+    order = 5
+    def __init__(self, at): self.at = at
+    def before_batch(self):
+        if self.training and self.learn.train_iter == self.at: self.learn.xb = (self.xb[0] * float('nan'),)
+
+def test_what_the_watcher_has_read_is_not_computed_again(monkeypatch):
+    monkeypatch.setattr(torch, '_foreach_norm', lambda *a: pytest.fail('the norms are known already'))
+    cb = DiagnosisCallback()
+    learn = make()
+    learn.fit(2, cbs=cb)
+    assert np.allclose(cb.flight.grad_norm, learn.layer_stats.iters.grad_norm) and not cb.flight.n_nonfinite.any()
+
+def test_on_a_device_numbers_are_read_now_and_then_only(monkeypatch):
+    "And what is broken in between is seen all the same."
+    read = []
+    cb, learn = DiagnosisCallback(check=20, stop_on=()), make()
+    monkeypatch.setattr(cb, '_waits', lambda: True)
+    monkeypatch.setattr(cb, '_spike', lambda: read.append(cb._live.i))
+    learn.fit(6, cbs=cb)
+    assert read == [20, 40]
+    cb, learn = DiagnosisCallback(check=20, every=10), make(n=2048)
+    monkeypatch.setattr(cb, '_waits', lambda: True)
+    with pytest.warns(UserWarning, match='non_finite.*The fit is ended'): learn.fit(1, cbs=[cb, Break(23)])
+    assert len(learn.layer_stats) <= 41
+
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match='not a rule'): DiagnosisCallback(stop_on='explosion')
     with pytest.raises(ValueError, match='keep'):       DiagnosisCallback(keep=0)
@@ -100,7 +129,7 @@ def test_advice_is_tried_on_fresh_learners_and_withdrawn_if_it_does_not_help():
     tried   = verify(learn, report, lambda: make(std=.01, depth=8))
     assert 'without' in tried.trials[report.findings[0].rule] and 'withdrawn' not in repr(tried) and tried.findings[0].fix
     bad     = report.findings[0]._replace(fix={'lr': 1e9})
-    tried   = verify(learn, Report(report.verdict, [bad], [], [], report.layers), lambda: make(std=.01, depth=8))
+    tried   = verify(learn, Report(report.story, [bad], [], [], report.layers), lambda: make(std=.01, depth=8))
     assert 'withdrawn' in repr(tried) and not tried.findings[0].fix and 'First try' not in tried.verdict
     assert all(torch.equal(v, weights[k]) for k, v in learn.model.state_dict().items())
     from fastgradstats import diagnose
@@ -167,7 +196,7 @@ def test_where_adamw_settles_is_read_from_a_real_record():
     learn.opt_func, learn.wd = Adam, .05                        # fastai's Adam shrinks the weights themselves
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))
     r = run(learn.layer_stats)
-    assert r.adaptive and np.allclose(r.settled, np.sqrt(2 * 1e-3 * .05))
+    assert r.adaptive and np.allclose(r.equilibrium_ratio, np.sqrt(2 * 1e-3 * .05))
 
 # --- through time ------------------------------------------------------------------------------------------------------
 class Cells(nn.Module):
@@ -260,9 +289,30 @@ def test_a_trial_tells_what_was_applied_and_how_it_began():
     learn  = fitted(std=.01)
     report = learn.diagnose()
     f      = report.findings[0]._replace(fix={'init': 'kaiming', 'remove': 'dropout'}, severity='critical')
-    says   = verify(learn, Report(report.verdict, [f], [], [], report.layers)).trials[f.rule]
+    says   = verify(learn, Report(report.story, [f], [], [], report.layers)).trials[f.rule]
     assert says.startswith('init (not remove, which cannot be tried): ') and 'scaled to the norms recorded' in says
     assert 'both as `make` gives them' in verify(learn, report, lambda: make(std=.01, depth=4)).trials[report.findings[0].rule]
+
+def test_what_was_tried_is_in_the_json_and_the_verdict_keeps_the_advice_that_stands():
+    from fastgradstats.diagnosis.report import Report
+    from fastgradstats.rules import Finding
+    from fastgradstats.callbacks.trial import _with
+    first, other = (Finding(n, '', (0, 1), 1., 0., 'critical', n, f'mend {n}', {'lr': .1}) for n in ('first', 'other'))
+    report = Report('A tale. First try: telling it.', [first, other], [], [], LAYERLESS)
+    assert report.verdict == 'A tale. First try: telling it. First try: mend first.' and 'trials' not in report.json()
+    for gone, left in ((first, 'A tale. First try: telling it.'), (other, report.verdict)):
+        tried = _with(report, {gone.rule: 'it did not help'}, gone)
+        assert tried.json()['trials'] == {gone.rule: 'it did not help'} and tried.verdict == left
+
+def test_a_softmax_is_removed_where_it_is_a_module():
+    from fastgradstats.callbacks.apply_fix import apply_fix
+    learn = make(depth=1)
+    assert apply_fix(learn, {'remove': 'softmax'}) == []
+    learn.model.softmax = True                                           # an attribute of somebody's own is not ours to change
+    assert apply_fix(learn, {'remove': 'softmax'}) == [] and learn.model.softmax is True
+    del learn.model.softmax
+    learn.model.add_module('last', nn.Softmax(1))
+    assert apply_fix(learn, {'remove': 'softmax'}) == ['remove'] and isinstance(learn.model.last, nn.Identity)
 
 def test_a_learner_without_a_fault_has_no_trial():
     from fastgradstats.callbacks.trial import verify
@@ -275,7 +325,7 @@ def tried(learn, **kw):
     from fastgradstats.rules import Finding
     from fastgradstats.callbacks.trial import verify
     f = Finding('planted', '', (kw.pop('since', 0), 20), 1., 0., 'critical', 'planted', 'planted', kw.pop('fix'))
-    return verify(learn, Report('Planted. First try: planted.', [f], [], [], None), **kw)
+    return verify(learn, Report('Planted.', [f], [], [], None), **kw)
 
 @pytest.mark.parametrize('how', ['fit', 'one cycle', 'slice'])
 def test_a_trial_trains_at_the_rates_that_were_recorded(how):

@@ -101,7 +101,7 @@ def test_each_clause_follows_the_numbers_of_the_better_net(change, part, gone):
     assert part in v and gone not in v, v
 
 @pytest.mark.parametrize('change, part, gone', [
-    (dict(norm=(.1, .5)),                           'Starvation is not seen: poor begins learning', 'starved,'),
+    (dict(norm=(.1, .5)),                           'Starvation is not seen: poor begins in a state that cannot be told', 'starved,'),
     (dict(zeros=0.),                                'no for the median', 'Exact zeros'),
     (dict(loss=(2.3, .001)),                        'Which net is better these seeds do not settle', 'ends the better net'),
     (dict(norm=(.1, .5), loss=(2.3, .001), accuracy=(.1, .99)), 'poor ends the better net', 'good ends the better net'),

@@ -13,7 +13,7 @@ from fastgradstats.callbacks.apply_fix import apply_fix
 
 
 def recorded(model, lr=1e-9, **kw):
-    "The Run of a short fit that leaves a model as it begins."
+    "The evidence of a short fit that leaves a model as it begins."
     learn = make(depth=2, lr=lr)
     learn.model = model
     learn.fit(1, cbs=LayerStatsCallback(verbose=False))

@@ -4,6 +4,7 @@ import pytest
 from planted import BINS, FAULTS, PerCall, Planted
 
 from fastgradstats import Record, diagnose
+from fastgradstats.diagnosis.finding import LOSS
 from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
 
 RULES = {f.__name__: f for f in ALL}
@@ -62,6 +63,28 @@ def test_removing_one_statistic_never_leaves_its_rules_checked(key):
     needs = {n for f in ALL for n in f.needs if not isinstance(n, list)}
     if key in needs: assert rep.skipped
 
+def test_a_rule_says_how_it_is_called_as_a_cause_and_stands_before_what_it_explains():
+    place = {f.__name__: k for k, f in enumerate(ALL)}
+    for f in ALL:
+        assert f.cause and set(f.explains) < set(place), f.__name__
+        assert all(place[f.__name__] < place[g] for g in f.explains), f.__name__
+    assert [f.__name__ for f in ALL if not f.explains] == ['not_learning']                # the outcome
+
+def test_a_rule_of_ones_own_is_told_as_a_cause():
+    from fastgradstats.diagnosis.rules import by_cause
+    @rule(needs=[LOSS], source='a test', cause='my labels are wrong', explains=('starved', 'not_learning'))
+    def labels(rec): yield Finding('labels', 'target', (0, 9), 1., 0., 'critical', 'they are', 'other labels')
+    rep = diagnose(Planted().starve().record(), rules=[labels, *ALL])
+    assert rep.verdict.startswith('My labels are wrong (target) from the start; with it: the network is starved of gradient')
+    assert rep.findings[-1].advice == 'what is advised for labels, its cause'
+    order = [f.__name__ for f in by_cause([*ALL, labels])]
+    assert order.index('labels') < order.index('starved') and [n for n in order if n != 'labels'] == list(RULES)
+
+def test_advice_is_the_fix_in_words():
+    from fastgradstats.diagnosis.fixes import advise, found
+    f = found('mine', iters=(0, 1), value=1., limit=0., severity='info', evidence='seen', fix={'lr': .1}, also=['tea'])
+    assert f.advice == advise({'lr': .1}, 'tea') == 'a learning rate 0.10 times as large (lr_find shows it); or tea' and f.fix == {'lr': .1}
+
 def test_a_rule_of_ones_own():
     @rule(needs=[('grad', 'norm')], source='a test')
     def loud(rec, limit=.1):
@@ -69,6 +92,33 @@ def test_a_rule_of_ones_own():
         if rec['grad', 'norm'].max() > limit: yield Finding('loud', '0.weight', (0, 1), 1., limit, 'warning', 'loud', 'be quiet')
     rep = diagnose(Planted().record(), rules=[*ALL, loud])
     assert [f.rule for f in rep.findings] == ['loud'] and 'loud' in rep.checked
+
+def test_a_rule_of_ones_own_has_the_evidence_of_the_record_that_it_is_given():
+    from fastgradstats.rules import run
+    seen = []
+    @rule(needs=[LOSS], source='a test')
+    def mine(rec, limit=1.):
+        "It looks."
+        seen.append((run(rec), run(rec).rec, rec, rec['grad', 'norm']))
+        return []
+    rec = Planted().record()
+    diagnose(rec, rules=[mine, mine])
+    (a, of, got, g), (b, *_) = seen
+    assert a is b and of is rec and isinstance(got, Record) and got == rec and g is rec['grad', 'norm']
+    list(mine(rec))
+    assert seen[-1][0] is not a and seen[-1][1] is rec and run(a) is a
+
+def test_threads_do_not_see_each_others_records():
+    import sys
+    from concurrent.futures import ThreadPoolExecutor
+    from fastgradstats.rules import run
+    recs = [Planted(40, seed=k).record() for k in range(8)]
+    was  = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool: wrong = sum(pool.map(lambda rec: sum(run(rec).rec is not rec for _ in range(300)), recs))
+    finally: sys.setswitchinterval(was)
+    assert not wrong
 
 def test_thresholds_are_keywords():
     rec = FAULTS['dead_units']()[0].record()
@@ -129,6 +179,56 @@ def test_units_stuck_at_a_bound_are_saturated_not_dead():
     assert first(p).rule == 'saturated'
     del p.v['activation', 'frac_saturated']
     assert first(p).rule == 'dead_units'
+
+@pytest.fixture(scope='module')
+def bounded():
+    "f(act, gain, at=None): a small net of bounded activations trained under the default plan, and its counted shares; `at`: all of them are there, lr 0."
+    import torch
+    from torch import nn
+    from fastgradstats import watch
+    from fastgradstats.measure.plan import DEFAULTS
+    def run(act, gain=1., at=None, without=()):
+        torch.manual_seed(0)
+        x     = torch.randn(128, 12) if at is None else torch.full((128, 12), float(np.arctanh(at))) * torch.randn(128, 12).sign()
+        y     = (x[:, :2].sum(1) > 0).long()
+        model = nn.Sequential(nn.Linear(12, 12), act(), nn.Linear(12, 12), act(), nn.Linear(12, 2))[slice(0, 5) if at is None else slice(1, 5, 3)]
+        for m in model:
+            if isinstance(m, nn.Linear): m.weight.data *= gain
+        opt   = torch.optim.SGD(model.parameters(), .5 if at is None else 0.)
+        both  = []
+        with watch(model, opt, activation=[s for s in [*DEFAULTS['activation'], 'frac_saturated'] if s not in without]) as w:
+            for _ in range(60):
+                k = torch.randint(0, 128, (64,))
+                w.loss(nn.functional.cross_entropy(model(x[k]), y[k])).backward()
+                opt.step(); opt.zero_grad()
+        r    = w.record
+        keep = {k: r[k] for k in r.keys() if k[1] != 'frac_saturated'}
+        return Record(r.iters, keep, r.layers, r.windows, None, None, r.bins, r.meta), r['activation', 'frac_saturated'][-20:]
+    return run
+
+@pytest.mark.parametrize('act', ['Tanh', 'Sigmoid', 'Hardtanh', 'Hardsigmoid'])
+@pytest.mark.parametrize('gain', [1, 3, 10, 40])
+def test_saturation_that_was_not_counted_is_read_from_histogram_and_moments(bounded, act, gain):
+    from torch import nn
+    from fastgradstats.diagnosis.rules.units import _by_hist
+    rec, counted = bounded(getattr(nn, act), gain)
+    read = np.median(_by_hist(rec, rec.layers['activation'].type)[-20:], axis=0)
+    assert np.abs(read - np.median(counted, axis=0)).max() < .05
+    found = [f for f in RULES['saturated'](rec)]
+    if np.median(counted, axis=0).max() < .45: assert not found
+    if np.median(counted, axis=0).max() > .55: assert 'about' in found[0].evidence and 'by its histogram, mean and std' in found[0].evidence
+
+@pytest.mark.parametrize('at,seen', [(.88, False), (.9, False), (.93, False), (.99, True), (.999, True)])
+def test_a_tanh_at_nine_tenths_is_not_saturated(bounded, at, seen):
+    "All of it lies in the last bin before 1, which begins at .875."
+    from torch import nn
+    rec, counted = bounded(nn.Tanh, at=at)
+    assert bool(list(RULES['saturated'](rec))) == seen == bool(np.median(counted) > .5)
+
+def test_saturation_that_cannot_be_read_is_skipped(bounded):
+    from torch import nn
+    rec, _ = bounded(nn.Tanh, 10, without=('mean',))
+    assert "'frac_saturated' of 'activation' counts it" in next(s.why for s in diagnose(rec).skipped if s.rule == 'saturated')
 
 def test_a_loss_below_zero_does_not_explode_by_falling():
     p = Planted()
@@ -305,9 +405,9 @@ def test_batches_that_differ_much_do_not_hide_what_is_learned():
     p = Planted()
     c = np.random.default_rng(0).choice([.7, 1., 1.6], p.n)
     p.iters['loss_constant'] = c; p.iters['loss'] = c.copy()
-    assert run(p.record()).blind[-1]
+    assert run(p.record()).not_learned[-1]
     p.iters['loss'] = c - .2
-    assert not run(p.record()).blind[-1]
+    assert not run(p.record()).not_learned[-1]
 
 def test_an_input_off_scale_is_no_alarm_where_much_is_learned():
     p = Planted(); p.v['input', 'std'][:] = 40.

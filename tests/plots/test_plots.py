@@ -61,7 +61,7 @@ def starved_and_converged(seed=0, n=300):
     "Two nets: one stays at the first loss with a small gradient before it learns; one learns at once."
     t    = np.arange(n)
     late = np.clip(t - 100, 0, None)
-    slow = make(n, loss=2.3 * np.exp(-late / 60), g=.005 * np.exp(np.clip(t, 0, 100) / 25 - late / 100), seed=seed)
+    slow = make(n, loss=2.3 * np.exp(-late / 60), g=.01 * np.exp(np.clip(t, 0, 100) / 60 - late / 100), seed=seed)
     d    = slow.iters.assign(loss_constant=2.3)
     slow = Record(d, {k: slow[k] for k in slow.keys()}, slow.layers, slow.windows, None, None, BINS)
     fast = make(n, loss=2.3 * np.exp(-t / 45), g=.3 * np.exp(-t / 90), seed=seed)

@@ -3,7 +3,7 @@ Imports the rest of diagnosis.
 
 One more rule is one function:
 
-    @rule(needs=[('grad', 'norm')], source='my own nets')
+    @rule(needs=[('grad', 'norm')], source='my own nets', cause='the gradients are tiny', explains=('not_learning',))
     def too_quiet(rec, limit=1e-9):
         "The gradients of every layer are tiny."
         r = run(rec)
@@ -28,7 +28,15 @@ from .time import vanishing_through_time
 from .units import dead_units, saturated
 from .values import exploding, non_finite, unstable
 
-# in the order of cause: what stands first explains what follows
-ALL = (input_scale, double_softmax, not_stepped, not_zeroed, bad_init, fp16_underflow, step_too_large, exploding,
-       non_finite, unstable, saturated, dead_units, vanishing_through_time, vanishing, starved, step_too_small,
-       not_learning)
+def by_cause(rules):
+    "The rules with each one before those that it explains, else as they are."
+    left, out = list(rules), []
+    while left:
+        first = next(f for f in left if not any(f.__name__ in (g.explains or ()) for g in left))
+        left.remove(first)
+        out.append(first)
+    return tuple(out)
+
+ALL = by_cause([input_scale, double_softmax, not_stepped, not_zeroed, bad_init, fp16_underflow, step_too_large,
+                exploding, non_finite, unstable, saturated, dead_units, vanishing_through_time, vanishing, starved,
+                step_too_small, not_learning])

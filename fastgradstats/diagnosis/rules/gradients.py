@@ -3,14 +3,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..fixes import advise, scale_up, signal
+from ..fixes import found, scale_up, signal
 from ..._text import num, pct
-from ..evidence import FEWEST, dims, lasting, run, trailing
-from ..finding import ELASTICITY, LOSS, Finding, Unreadable, factors, need, root_numel, rule, severity, stuck
+from ..evidence import FEWEST, dims, lasting, run, rolling_median
+from ..finding import ELASTICITY, LOSS, Unreadable, factors, need, root_numel, rule, severity, stuck
 from ..thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
 
-@rule(needs=[LOSS, ELASTICITY],
+@rule(cause='the network is starved of gradient',
+      explains=('step_too_small', 'not_learning'),
+      ended='it was starved until iteration {}',
+      needs=[LOSS, ELASTICITY],
       source="limit: 343 windows, thresholds.py; that gain must be near zero and elasticity not rising: the zoo's "
              "healthy runs with an offset, a zero head, label smoothing")
 def starved(rec, limit=STARVED, sure=40):
@@ -21,13 +24,13 @@ def starved(rec, limit=STARVED, sure=40):
         raise Unreadable("elasticity divides by the loss, which is not positive throughout; "
                          "LayerStatsCallback(placebo=True) tells without it")
     need(r, SETTLE + FEWEST)
-    e    = trailing(r.median_elasticity)
+    e    = rolling_median(r.median_elasticity)
     hits = lasting(r.starving & (e < limit) if r.positive and limit != STARVED else r.starving, 3)
     if not hits: return
     (a, _), (_, b) = hits[0], hits[-1]
     lasts = b >= len(r) - 2
-    wakes = r.waking()[0][-1]
-    low   = trailing(r.elasticity) if r.positive else r.placebo
+    wakes = r.rising()[0][-1]
+    low   = rolling_median(r.elasticity) if r.positive else r.placebo
     limit = limit if r.positive else BLOCKED
     e     = e if r.positive else r.median_placebo
     worst = np.nanargmin(np.where(np.isfinite(low[b]), low[b], np.inf))
@@ -36,17 +39,18 @@ def starved(rec, limit=STARVED, sure=40):
              f"below {limit:g})" if r.positive else "the loss is not positive, so elasticity says nothing")
     fix   = signal(r)
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
-    g     = r.learned[b]
+    g     = r.gain_over_constant[b]
     gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
              if np.isfinite(r.best_constant) else
              "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
     harm  = severity(True, lasts and len(r) >= sure)                     # many a healthy net has not moved before that
-    yield Finding('starved', r.layers[worst], (r.began(a), int(r.iter[b])), float(np.nanmin(e[a:b + 1])), limit,
-                  'info' if not lasts and (wakes or not stuck(r)) else harm,
-                  f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
-                  f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}"
-                  + (f"; {len(r)} iterations are few to judge by, it may still wake" if len(r) < sure else ''),
-                  advise(fix, *([] if 'activation' in fix else ["an activation function that leaks"])), fix, lays)
+    yield found('starved', layer=r.layers[worst], layers=lays, iters=(r.began(a), int(r.iter[b])),
+                value=float(np.nanmin(e[a:b + 1])), limit=limit,
+                severity='info' if not lasts and (wakes or not stuck(r)) else harm, fix=fix,
+                also=[] if 'activation' in fix else ["an activation function that leaks"],
+                evidence=f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
+                         f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}"
+                         + (f"; {len(r)} iterations are few to judge by, it may still wake" if len(r) < sure else ''))
 
 def _placebo(r, row):
     p = r.median_placebo[row]
@@ -56,19 +60,21 @@ def _placebo(r, row):
             f"above {PASSES:g})")
 
 
-@rule(needs=[LOSS, ('grad', 'norm')],
+@rule(cause='the gradient vanishes on its way back',
+      explains=('starved', 'not_learning'),
+      needs=[LOSS, ('grad', 'norm')],
       source='He 2015: std .01 over 10 layers shrinks the gradient by 1.7e4; AT has 1e-3 first/last for the norm; here '
              'rms, to leave width out, steadily down, and only where nothing is learned. Limit: AT')
 def vanishing(rec, limit=1e-3, steady=.7):
     "The gradient shrinks from layer to layer on its way back, and nothing is learned."
     r = run(rec)
     if len(r.layers) < 3: return
-    v = trailing(r.get('grad', 'norm', r.layers) / root_numel(r), few=3)
+    v = rolling_median(r.get('grad', 'norm', r.layers) / root_numel(r), few=3)
     with np.errstate(divide='ignore', invalid='ignore'):
         y    = np.where(v > 0, np.log(v), np.nan)
         drop = np.exp(y[:, 0] - np.nanmax(y, axis=1, initial=-np.inf, where=np.isfinite(y)))
         up   = np.mean(np.diff(y, axis=1) > 0, axis=1)
-        bad  = (drop < limit) & (up >= steady) & r.blind & r.judged
+        bad  = (drop < limit) & (up >= steady) & r.not_learned & r.judged
     hits = lasting(bad, 3)
     if not hits: return
     (a, _), (_, b) = hits[0], hits[-1]
@@ -77,14 +83,17 @@ def vanishing(rec, limit=1e-3, steady=.7):
     per   = np.exp((y[b, 0] - top) / max(int(np.nanargmax(y[b])), 1))
     fix   = signal(r)
     half  = tuple(r.layers[:max(1, int(np.sum(y[b] < top + np.log(limit) / 2)))])
-    yield Finding('vanishing', r.layers[0], (r.began(a), int(r.iter[b])), float(drop[b]), limit,
-                  'info' if not lasts and not stuck(r) else severity(True, lasts),
-                  f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a factor "
-                  f"{num(per)} a layer",
-                  advise(fix, "shortcuts between the layers"), fix, half)
+    yield found('vanishing', layer=r.layers[0], layers=half, iters=(r.began(a), int(r.iter[b])), value=float(drop[b]),
+                limit=limit, severity='info' if not lasts and not stuck(r) else severity(True, lasts), fix=fix,
+                also=["shortcuts between the layers"],
+                evidence=f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a "
+                         f"factor "
+                         f"{num(per)} a layer")
 
 
-@rule(needs=[('grad', 'hist'), ('grad', 'frac_zero')],
+@rule(cause='gradients underflow in half precision',
+      explains=('vanishing', 'starved', 'not_learning'),
+      needs=[('grad', 'hist'), ('grad', 'frac_zero')],
       source='half precision has no magnitude below 2^-24 (subnormal); shares: zoo. All zero: |dL/dz| of one output is '
              'of the size of loss / outputs')
 def fp16_underflow(rec, limit=.5, edge=2. ** -24):
@@ -138,5 +147,7 @@ def _all_gone(r, zero, edge):
 
 def _underflow(r, hit, value, limit, evidence):
     fix = scale_up(r.first_loss) if r.positive else {'loss_scale': 65536.}
-    return Finding('fp16_underflow', r.layers[int(hit.argmax())], (int(r.iter[0]), int(r.iter[-1])), value, limit,
-                   severity(True, stuck(r)), evidence, advise(fix), fix, tuple(np.array(r.layers)[hit]))
+    return found('fp16_underflow', layer=r.layers[int(hit.argmax())], layers=tuple(np.array(r.layers)[hit]),
+                 iters=(int(r.iter[0]), int(r.iter[-1])), value=value, limit=limit, severity=severity(True, stuck(r)),
+                 fix=fix,
+                 evidence=evidence)

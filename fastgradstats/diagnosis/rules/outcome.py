@@ -4,8 +4,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..._text import num
-from ..evidence import WINDOW, run, trailing
-from ..finding import LOSS, Finding, factors, need, rule
+from ..evidence import WINDOW, run, rolling_median
+from ..finding import LOSS, factors, need, rule
+from ..fixes import found
 
 ADVICE = {
     'elasticity':   "another initialisation, normalisation between the layers",
@@ -15,7 +16,9 @@ ADVICE = {
     '':             "a check of the labels, the data, the learning rate"}
 
 
-@rule(needs=[LOSS],
+@rule(cause='nothing is learned',
+      explains=(),
+      needs=[LOSS],
       source="SM LossNotDecreasing: .1 % over 10 steps. Here: not a twentieth of the constant answer's loss after 40 "
              "rows, thresholds.py")
 def not_learning(rec, few=40):
@@ -23,12 +26,14 @@ def not_learning(rec, few=40):
     r = run(rec)
     need(r, few)
     if not np.isfinite(r.loss[-1]): return
-    b = r.blind
-    if not b[-WINDOW:].all() or r.falling[-1] or r.waking()[0][-1]: return
+    b = r.not_learned
+    if not b[-WINDOW:].all() or r.falling[-1] or r.rising()[0][-1]: return
     a   = len(b) - int(np.argmin(b[::-1])) if not b.all() else 0
-    g   = r.learned[-1]
+    g   = r.gain_over_constant[-1]
     was = (f"gain over the best constant answer {num(max(g, 0))} at the end" if np.isfinite(g) else
            "gain was not measured")
-    yield Finding('not_learning', '', (int(r.iter[a]), int(r.iter[-1])), float(g), .05 * abs(r.best_constant),
-                  'critical', f"loss {num(r.first_loss)} at the start, {num(trailing(r.loss)[-1])} at the end; {was}"
-                  + factors(r), ADVICE[r.failing()], {})
+    yield found('not_learning', iters=(int(r.iter[a]), int(r.iter[-1])), value=float(g),
+                limit=.05 * abs(r.best_constant), severity='critical', also=[ADVICE[r.failing()]],
+                evidence=f"loss {num(r.first_loss)} at the start, {num(rolling_median(r.loss)[-1])} at the end; "
+                         f"{was}"
+                         + factors(r))

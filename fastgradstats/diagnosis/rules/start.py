@@ -4,13 +4,23 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from ..fixes import advise, signal, weights
+from ..fixes import found, signal, weights
 from ..._text import num
 from ..evidence import FEWEST, LOUD, run
-from ..finding import LOSS, Finding, medians, named, need, root_numel, rule, stuck, thrives
+from ..finding import LOSS, medians, named, need, root_numel, rule, stuck, thrives
 from ..thresholds import DEAD_JUMP, SETTLE
 
-@rule(needs=[[('activation', 'std'), ('weight', 'norm')]],
+def _place(r, f, by):
+    "Weights that are too large are known before the first step; what fades makes no step too large."
+    if f.limit == LOUD: return 'before', 'not_zeroed'
+    if 0 < f.value < 1 and {'step_too_large', 'exploding'} & {*by}: return 'after', 'non_finite'
+
+
+@rule(cause='the initialisation is off scale',
+      explains=('step_too_large', 'exploding', 'non_finite', 'unstable', 'saturated', 'dead_units', 'vanishing',
+                'starved', 'not_learning'),
+      place=_place,
+      needs=[[('activation', 'std'), ('weight', 'norm')]],
       source='Glorot & Bengio 2010, He 2015: scale kept from layer to layer; a default-initialised ReLU net loses a '
              'factor 2.4 a layer. Limits: zoo')
 def bad_init(rec, limit=10., each=1.6):
@@ -25,52 +35,61 @@ def bad_init(rec, limit=10., each=1.6):
         stays = not r.get('weight', 'norm', zero)[-1].all()
         if harm == 'info' and (stays or not thrives(r)): harm = 'warning'
         fix   = signal(r) if r.off_scale else weights(r)
-        yield Finding('bad_init', zero[0], span, 0., 0., harm,
-                      f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes",
-                      advise(fix), fix, zero)
+        yield found('bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., severity=harm, fix=fix,
+                    evidence=f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes")
         return
     names, y = _scales(r)
     if len(y) < 3: return
-    d     = np.diff(y)
-    k     = _outlier(d, limit)
-    acts  = rec.layers['activation'] if 'activation' in rec.layers else pd.DataFrame(dict(layer=[], type=[]))
-    mid   = np.isin(names, acts.layer)
-    total = float(np.exp(y[mid][-1] - y[mid][0])) if mid.sum() > 2 else 1.
-    per   = float(np.exp(np.polyfit(np.arange(mid.sum()), y[mid], 1)[0])) if mid.sum() > 2 else 1.
+    k    = _outlier(np.diff(y), limit)
+    loud = [(l, q) for l, q in r.off_scale.values() if q > LOUD]
+    far  = _trend(r, names, y, limit, each)
+    if not (far or _outgrown(r) > 3 * limit or loud or k is not None and not worked): return
+    what = (_loudest(r, loud) if loud else _one_step(r, names, np.diff(y), k, limit) if k is not None else
+            far or _outputs(r, names, y, 3 * limit))
+    if worked: what['evidence'] += "; training went on in spite of it" + (
+        ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
+    yield found('bad_init', iters=span, severity=harm, fix=signal(r), **what)
+
+def _loudest(r, loud):
+    "Weights that are far too large."
+    l, q = max(loud, key=lambda lq: lq[1])
+    return dict(layer=l, layers=tuple(l for l, _ in loud), value=q, limit=LOUD,
+                evidence=f"before the first step the rms of {l} is {num(q)} / sqrt(fan in), where an initialisation "
+                         f"that keeps scale has about 1{_backward(r)}")
+
+def _one_step(r, names, d, k, limit):
+    "One layer that changes the scale as no other does."
+    f = float(np.exp(d[k]))
+    return dict(layer=names[k + 1], layers=(names[k + 1],), value=f, limit=limit if f > 1 else 1 / limit,
+                evidence=f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
+                         f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
+                         f"{num(np.exp(np.median(d)))}{_backward(r)}")
+
+def _trend(r, names, y, limit, each):
+    "Activations that shrink or grow by `each` a layer and by `limit` in all; None where they do not."
+    acts = r.rec.layers.get('activation', pd.DataFrame(dict(layer=[], type=[])))
+    mid  = np.isin(names, acts.layer)
+    if mid.sum() < 3: return
+    total = float(np.exp(y[mid][-1] - y[mid][0]))
+    per   = float(np.exp(np.polyfit(np.arange(mid.sum()), y[mid], 1)[0]))
     bound = acts.type.isin(['Tanh', 'Sigmoid']).all() and per >= 1 / each                        # scale cannot grow
-    far   = max(total, 1 / total) > limit and max(per, 1 / per) > each and not bound
-    grown = _outgrown(r) > 3 * limit
-    fix   = signal(r)
-    loud  = [(l, q) for l, q in r.off_scale.values() if q > LOUD]
-    if not (far or grown or loud or k is not None and not worked): return
-    still = '' if not worked else "; training went on in spite of it" + (
-            ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
-    if loud:
-        l, q = max(loud, key=lambda lq: lq[1])
-        yield Finding('bad_init', l, span, q, LOUD, harm,
-                      f"before the first step the rms of {l} is {num(q)} / sqrt(fan in), where an "
-                      f"initialisation that keeps scale has about 1{_backward(r)}{still}", advise(fix), fix,
-                      tuple(l for l, _ in loud))
-    elif k is not None:
-        f = float(np.exp(d[k]))
-        yield Finding('bad_init', names[k + 1], span, f, limit if f > 1 else 1 / limit, harm,
-                      f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
-                      f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
-                      f"{num(np.exp(np.median(d)))}{_backward(r)}{still}", advise(fix), fix, (names[k + 1],))
-    elif far:
-        word = 'shrinks' if per < 1 else 'grows'
-        sites = tuple(np.array(names)[mid])
-        yield Finding('bad_init', sites[-1], span, per, each if per > 1 else 1 / each, harm,
-                      f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
-                      f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
-                      f"first iterations{_backward(r)}{still}", advise(fix), fix, sites)
-    else:
-        k    = int(d.argmax())
-        most = (names[k + 1],) if d[k] > .5 * (y[-1] - y[0]) else ()               # more than half of it in one layer
-        yield Finding('bad_init', ''.join(most), span, _outgrown(r), 3 * limit, harm,
-                      f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times that "
-                      f"of the inputs, where an initialisation that keeps scale has about 1"
-                      f"{f', most of it by {most[0]}' if most else ''}{still}", advise(fix), fix, most)
+    if max(total, 1 / total) <= limit or max(per, 1 / per) <= each or bound: return
+    word  = 'shrinks' if per < 1 else 'grows'
+    sites = tuple(np.array(names)[mid])
+    return dict(layer=sites[-1], layers=sites, value=per, limit=each if per > 1 else 1 / each,
+                evidence=f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
+                         f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
+                         f"first iterations{_backward(r)}")
+
+def _outputs(r, names, y, limit):
+    "Outputs that are far larger than the inputs."
+    d    = np.diff(y)
+    k    = int(d.argmax())
+    most = (names[k + 1],) if d[k] > .5 * (y[-1] - y[0]) else ()                   # more than half of it in one layer
+    return dict(layer=''.join(most), layers=most, value=_outgrown(r), limit=limit,
+                evidence=f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times "
+                         f"that of the inputs, where an initialisation that keeps scale has about 1"
+                         f"{f', most of it by {most[0]}' if most else ''}")
 
 def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
@@ -144,7 +163,10 @@ def _backward(r):
             if len(g) > 2 else '')
 
 
-@rule(needs=[('input', 'std'), ('input', 'mean')],
+@rule(cause='the input is off scale',
+      explains=('bad_init', 'step_too_large', 'exploding', 'non_finite', 'unstable', 'saturated', 'dead_units',
+                'not_learning'),
+      needs=[('input', 'std'), ('input', 'mean')],
       source='UMLAUT warns outside -1 to 1, which standardised inputs exceed. Limits: zoo')
 def input_scale(rec, large=10., small=.01):
     "The input is far from mean 0 and standard deviation 1."
@@ -156,15 +178,18 @@ def input_scale(rec, large=10., small=.01):
     first = rec.layers['grad'].type.iloc[0] if 'grad' in rec.layers and len(rec.layers['grad']) else ''
     if 'BatchNorm' in str(first): return                                           # it is normalised at once
     name  = rec.layers['input'].layer[k]
-    yield Finding('input_scale', name, (int(r.iter[0]), int(r.iter[-1])), float(s[k]),
-                  large if s[k] > small else small,
-                  'critical' if stuck(r) else 'info' if thrives(r, .5) else 'warning',
-                  f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and learning "
-                  f"rates are made for 0 and 1",
-                  advise({'input': 'normalize'}), {'input': 'normalize'}, (name,))
+    yield found('input_scale', layer=name, layers=(name,), iters=(int(r.iter[0]), int(r.iter[-1])), value=float(s[k]),
+                limit=large if s[k] > small else small,
+                severity='critical' if stuck(r) else 'info' if thrives(r, .5) else 'warning',
+                fix={'input': 'normalize'},
+                evidence=f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and "
+                         f"learning "
+                         f"rates are made for 0 and 1")
 
 
-@rule(needs=[LOSS, ('output', 'mean'), ('output', 'min'), ('output', 'max')],
+@rule(cause='softmax is taken twice',
+      explains=('starved', 'not_learning'),
+      needs=[LOSS, ('output', 'mean'), ('output', 'min'), ('output', 'max')],
       source='UMLAUT has the mistake from the code; here from the numbers: outputs of sum 1 and a first loss of '
              'ln(classes)')
 def double_softmax(rec):
@@ -180,8 +205,8 @@ def double_softmax(rec):
     if not (one and n >= 2 and np.nanmin(lo) >= 0 and np.nanmax(hi) <= 1 + 1e-6): return
     if not abs(r.first_loss / np.log(n) - 1) < .2 or np.nanmin(r.loss) < np.log(n) - 1: return
     floor = np.log(1 + (n - 1) / np.e)
-    yield Finding('double_softmax', '', (int(r.iter[0]), int(r.iter[-1])), float(np.nanmin(r.loss)), floor,
-                  'critical' if stuck(r) else 'warning',
-                  f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: through a "
-                  f"second softmax the loss cannot fall below {num(floor)}",
-                  advise({'remove': 'softmax'}), {'remove': 'softmax'})
+    yield found('double_softmax', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(np.nanmin(r.loss)), limit=floor,
+                severity='critical' if stuck(r) else 'warning', fix={'remove': 'softmax'},
+                evidence=f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: "
+                         f"through a "
+                         f"second softmax the loss cannot fall below {num(floor)}")

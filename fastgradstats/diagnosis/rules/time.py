@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 
-from ..fixes import advise
+from ..fixes import found
 from ..._text import num
-from ..evidence import lasting, run, trailing
-from ..finding import Finding, rule, severity, stuck
+from ..evidence import lasting, run, rolling_median
+from ..finding import rule, severity, stuck
 
 FEW = 5                           # calls of a module below which they are no time
 
@@ -21,20 +21,22 @@ def steps(rec):
     for l in table.layer if table is not None else ():
         m = re.fullmatch(r'(.*):(\d+)', l)
         if m: calls.setdefault(m[1], []).append((int(m[2]), l))
-    for name, found in calls.items():
-        if len(found) >= FEW: yield name, [l for _, l in sorted(found)]
+    for name, ran in calls.items():
+        if len(ran) >= FEW: yield name, [l for _, l in sorted(ran)]
 
 def in_time(rec): return any(True for _ in steps(rec))
 
 
-@rule(needs=[('grad_output', 'norm')], where=in_time,
+@rule(cause='the gradient vanishes on its way back through time',
+      explains=('vanishing', 'not_learning'),
+      needs=[('grad_output', 'norm')], where=in_time,
       source='Bengio 1994, Pascanu 2013 (arXiv 1211.5063): |dh_T/dh_t| is a product of T - t Jacobians. Limit: as '
              'vanishing, over at least half of the time')
 def vanishing_through_time(rec, limit=1e-3, least=.5):
     "The gradient fades on its way back through time: what came early cannot be learned from."
     r = run(rec)
     for name, calls in steps(rec):
-        v = trailing(r.get('grad_output', 'norm', calls), few=3)                       # (row, time)
+        v = rolling_median(r.get('grad_output', 'norm', calls), few=3)                       # (row, time)
         with np.errstate(divide='ignore', invalid='ignore'): share = v / v[:, -1:]
         far  = np.cumprod((share >= limit)[:, ::-1], axis=1).sum(1)                    # steps back that it reaches
         hits = lasting((far < least * len(calls)) & (v[:, -1] > 0) & r.judged, 3)
@@ -44,10 +46,12 @@ def vanishing_through_time(rec, limit=1e-3, least=.5):
         reach = int(far[b])
         per   = share[b, -reach - 1] ** (1 / reach) if share[b, -reach - 1] > 0 else 0.
         fix   = {'init': 'orthogonal'}
-        yield Finding('vanishing_through_time', calls[0], (r.began(a), int(r.iter[b])), float(share[b, 0]), limit,
-                      severity(stuck(r), lasts),
-                      f"on its way back through the {len(calls)} calls of {name} the gradient falls below {limit:g} of "
-                      f"itself after {reach} (a factor {num(per)} a step); at the first call it is {num(share[b, 0])} "
-                      f"of that at the last",
-                      advise(fix, "a gated cell (LSTM with a forget bias of 1, GRU)"), fix,
-                      tuple(calls[:len(calls) - reach]))
+        yield found('vanishing_through_time', layer=calls[0], layers=tuple(calls[:len(calls) - reach]),
+                    iters=(r.began(a), int(r.iter[b])), value=float(share[b, 0]), limit=limit,
+                    severity=severity(stuck(r), lasts), fix=fix,
+                    also=["a gated cell (LSTM with a forget bias of 1, GRU)"],
+                    evidence=f"on its way back through the {len(calls)} calls of {name} the gradient falls below "
+                             f"{limit:g} of "
+                             f"itself after {reach} (a factor {num(per)} a step); at the first call it is "
+                             f"{num(share[b, 0])} "
+                             f"of that at the last")

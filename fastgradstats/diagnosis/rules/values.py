@@ -3,35 +3,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..fixes import advise, slower, weights
+from ..fixes import found, slower, weights
 from ..._text import num, pct
-from ..evidence import WINDOW, run, trailing
-from ..finding import LOSS, Finding, Unreadable, need, past, rule, severity, spike, stuck, told
+from ..evidence import WINDOW, run, rolling_median
+from ..finding import LOSS, Unreadable, need, past, rule, severity, spike, stuck, told
 from ..thresholds import SETTLE
 
 PLACES = {'input': (0, 'the input'), 'activation': (1, 'the activation of'), 'grad': (3, 'the gradient of')}
 
 
-@rule(needs=[LOSS], source='SM ExplodingTensor, AT explode: any NaN or Inf')
+@rule(cause='values are not finite',
+      explains=('not_learning',),
+      needs=[LOSS], source='SM ExplodingTensor, AT explode: any NaN or Inf')
 def non_finite(rec):
     "NaN or infinite values: where first, and what spiked before."
     r     = run(rec)
     steps = r.stepped & (np.isfinite(r.loss).cumsum() > 0)
     bad   = np.isinf(r.loss) | np.isnan(r.loss) & steps
-    found = [*_nonfinite(r, bad), *([(int(bad.argmax()), 2, 'the loss', '')] if bad.any() else [])]
-    if not found: return
-    row, order, what, layer = min(found, key=lambda f: f[:2])                # within a row the forward pass comes first
+    seen  = [*_nonfinite(r, bad), *([(int(bad.argmax()), 2, 'the loss', '')] if bad.any() else [])]
+    if not seen: return
+    row, order, what, layer = min(seen, key=lambda f: f[:2])                # within a row the forward pass comes first
     where = what if order == 0 or not layer else f'{what} {layer}'
     big   = spike(r, row)
     since = (f"; before it, {told(big)}" if big else
              f"; the loss before it was {num(r.loss[row - 1])}" if row else "; it was there from the start")
-    if order == 0: advice, fix = "look at the data: the input itself holds them", {}
-    else:
-        fix    = slower(r, row) if big or row else weights(r)
-        advice = advise(fix, *([] if big or row else ["a look at the loss function for log(0) or a division by 0"]))
-    yield Finding('non_finite', layer, (int(r.iter[row]), int(r.iter[-1])), 1., 0., 'critical',
-                  f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "
-                  f"at iteration {r.iter[row]}{since}", advice, fix, (layer,) if layer else ())
+    fix  = {} if order == 0 else slower(r, row) if big or row else weights(r)
+    also = (["look at the data: the input itself holds them"] if order == 0 else [] if big or row else
+            ["a look at the loss function for log(0) or a division by 0"])
+    yield found('non_finite', layer=layer, layers=(layer,) if layer else (), iters=(int(r.iter[row]), int(r.iter[-1])),
+                value=1., limit=0., severity='critical', fix=fix, also=also,
+                evidence=f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "
+                         f"at iteration {r.iter[row]}{since}")
 
 def _nonfinite(r, bad):
     "(row, order, where, layer) at which each probe shows it first."
@@ -48,7 +50,9 @@ def _nonfinite(r, bad):
             yield row, order, what, r.rec.layers[probe].layer[k]
 
 
-@rule(needs=[LOSS, ('grad', 'norm')],
+@rule(cause='the gradient explodes',
+      explains=('non_finite', 'unstable', 'saturated', 'dead_units', 'not_learning'),
+      needs=[LOSS, ('grad', 'norm')],
       source='loss: AT has 1e3 and a ratio of layers of 70; here growth against the run itself. Factors: zoo')
 def exploding(rec, grown=30., worse=3.):
     "Gradients grow far beyond where they began, and the loss with them."
@@ -60,7 +64,7 @@ def exploding(rec, grown=30., worse=3.):
     ref  = np.nanmin([r.first_loss, r.best_constant]) if np.isfinite(r.best_constant) else r.first_loss
     if not base > 0: return
     with np.errstate(invalid='ignore', over='ignore'):
-        span = np.nanmax([abs(ref), *(ref - trailing(r.loss))])          # of a loss near zero: how far it has come
+        span = np.nanmax([abs(ref), *(ref - rolling_median(r.loss))])    # of a loss near zero: how far it has come
         high = ref + (worse - 1) * span
         bad  = (g > grown * base) & ((r.loss > high) | ~np.isfinite(r.loss)) & (np.arange(len(r)) > 0)
     if not bad.any(): return
@@ -71,33 +75,39 @@ def exploding(rec, grown=30., worse=3.):
     up    = np.where(np.isfinite(up), up, 0)
     worst = r.layers[int(up.argmax())]
     fix   = slower(r, row)
-    yield Finding('exploding', worst, (int(r.iter[row]), int(r.iter[last])), float(g[row] / base), grown,
-                  'info' if past(r, last) else severity(True, stuck(r)),
-                  f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the first "
-                  f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in {worst} "
-                  f"({num(up.max())} times)", advise(fix), fix, tuple(l for l, u in zip(r.layers, up) if u > grown))
+    yield found('exploding', layer=worst, layers=tuple(l for l, u in zip(r.layers, up) if u > grown),
+                iters=(int(r.iter[row]), int(r.iter[last])), value=float(g[row] / base), limit=grown,
+                severity='info' if past(r, last) else severity(True, stuck(r)), fix=fix,
+                evidence=f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the "
+                         f"first "
+                         f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in "
+                         f"{worst} "
+                         f"({num(up.max())} times)")
 
 
-@rule(needs=[LOSS],
+@rule(cause='the loss is unstable',
+      explains=('not_learning',),
+      needs=[LOSS],
       source='Lightning SpikeDetection: twice the mean of the last 10; here also above the first loss, and several')
 def unstable(rec, times=2., few=3):
     "The loss spikes again and again above where it began."
     r = run(rec)
     need(r, SETTLE + WINDOW)
     if not r.positive: raise Unreadable("the loss is not positive throughout")
-    base  = trailing(r.loss, 10, few=5)
+    base  = rolling_median(r.loss, 10, few=5)
     ref   = max(r.first_loss, r.best_constant) if np.isfinite(r.best_constant) else r.first_loss
     late  = lambda v: np.concatenate([[np.nan], v[:-1]])
     with np.errstate(invalid='ignore'):
-        batch = r.constant > times * late(trailing(r.constant, 10, few=5))            # it is the batch that is hard
+        batch = r.constant > times * late(rolling_median(r.constant, 10, few=5))     # it is the batch that is hard
         hit   = (r.loss > times * late(base)) & (r.loss > 1.5 * ref) & ~batch
     above = np.nan_to_num(r.loss[SETTLE:]) > times * ref
     if hit.sum() < few and above.mean() < .25: return
     rows  = np.flatnonzero(hit) if hit.sum() >= few else np.flatnonzero(above) + SETTLE
     big   = spike(r, int(rows[0]))
     fix   = slower(r, int(rows[0]))
-    yield Finding('unstable', '', (int(r.iter[rows[0]]), int(r.iter[rows[-1]])), float(np.nanmax(r.loss)), times * ref,
-                  'info' if past(r, rows[-1]) else 'critical' if stuck(r) else 'warning',
-                  f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above {times:g} "
-                  f"times its start in {pct(above.mean())} of the iterations" + (f"; {told(big)}" if big else ''),
-                  advise(fix, "a check that the gradients are zeroed before each step"), fix)
+    yield found('unstable', iters=(int(r.iter[rows[0]]), int(r.iter[rows[-1]])), value=float(np.nanmax(r.loss)),
+                limit=times * ref, severity='info' if past(r, rows[-1]) else 'critical' if stuck(r) else 'warning',
+                fix=fix, also=["a check that the gradients are zeroed before each step"],
+                evidence=f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above "
+                         f"{times:g} times its start in {pct(above.mean())} of the iterations"
+                         + (f"; {told(big)}" if big else ''))

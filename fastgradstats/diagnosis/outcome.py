@@ -1,55 +1,126 @@
-"What state the network is in at every row, and every layer at the end."
+"""What becomes of the network at every row: one Outcome, which diagnose, compare and the pictures read.
+
+    outcome(rec).state            # 'learning'
+    outcome(rec).at(rec.iters.iter < 10)
+"""
 from __future__ import annotations
 
 import numpy as np
 import pandas as pd
 
 from .._text import num, pct
-from .evidence import FEWEST, WINDOW, run, slope, trailing
-from .thresholds import AWAKE, BLOCKED, DEAD, PASSES, SETTLE, STARVED
+from .evidence import WINDOW, rolling_median, run, slope
+from .thresholds import AWAKE, BLOCKED, CONVERGED, DEAD, PASSES, STARVED
 
 VERDICTS = ('healthy', 'converged', 'starved', 'waking', 'dead', 'saturated', 'exploding', 'frozen', 'cannot tell')
-FLAT     = .02                    # a loss that changes by less than this share of what was learned in a window is flat
-FAR      = .33                    # gradient below this share of its own peak
-LEARNED  = .2                     # gain as a share of the best constant answer's loss that is high, or
-CLEAR    = 20                     # so many batch-to-batch deviations of the loss
 COLUMNS  = ['layer', 'probe', 'verdict', 'for', 'against']
+STATES  = ('not finite', 'starved', 'waking', 'converged', 'learning', 'cannot tell')
+FLAT    = .02                     # a loss that changes by less than this share of what was learned in a window is flat
+FAR     = .33                     # gradient below this share of its own peak
+LEARNED = .2                      # gain as a share of the best constant answer's loss that is high, or
+CLEAR   = 20                      # so many batch-to-batch deviations of the loss
+FALLEN  = .1                      # share of the gain, or of itself, by which a loss has fallen that is called so
+CERTAIN = 3                       # ... and so many batch-to-batch deviations: of two medians 5 standard errors
 
 
-def network_state(r):
-    "converged, learning, waking, starved or cannot tell, at every measured row.  # (row,) object"
-    e, learned, noise = trailing(r.median_elasticity), r.learned, r.noise
+class Outcome:
+    """The state of the network at every measured row, as the rows before it show: 'starved' (nothing is learned, and
+    the weights can hardly move the loss), 'waking' (nothing yet, but elasticity rises), 'learning' (it knows more than
+    a constant answer, or its loss falls), 'converged' (it has learned much in this record, the loss is flat or hardly
+    any is left, and the gradients are far below their peak), 'not finite' (the loss), 'cannot tell'."""
+    def __init__(self, r):
+        self.r, self.states = r, _not_finite_rows(r, _states(r))        # (measured row,)
+
+    @property
+    def state(self):
+        "At the end."
+        return self.states[-1] if len(self.states) else 'cannot tell'
+
+    @property
+    def by_row(self):
+        """At every row of the record the last one known; rows before the first that can be judged have that one's,
+        which looks back to them.  # (row,)"""
+        r, out = self.r, self.states.copy()
+        if not len(r): return np.full(len(r.all), 'cannot tell', object)
+        if r.judged.any(): out = _not_finite_rows(r, np.where(r.judged, out, out[np.argmax(r.judged)]))
+        return out[np.maximum(np.searchsorted(r.rows, np.arange(len(r.all)), 'right') - 1, 0)]
+
+    def at(self, rows):
+        "In a stretch of the record's rows (a mask, or row numbers): the state at its end."
+        some = self.by_row[rows]
+        return some[-1] if len(some) else 'cannot tell'
+
+    @property
+    def fell(self):
+        "Whether the loss has fallen since the first rows."
+        return bool(_fallen(self.r)[-1])
+
+    @property
+    def sentence(self):
+        r    = self.r
+        gain = r.gain_over_constant[-1]
+        nums = f"loss {num(r.first_loss)} -> {num(rolling_median(r.loss)[-1])}"
+        if np.isfinite(gain): nums += f", gain {num(gain)}"
+        still = "It answers better than a constant, but the loss has not fallen"
+        return {'converged':   f"Converged: the gradients are small because little is left to learn ({nums})",
+                'learning':    f"{'It learns' if self.fell or not np.isfinite(gain) else still} ({nums})",
+                'starved':     "No fault has lasted yet, but in the last iterations hardly any gradient arrives "
+                               f"({nums})",
+                'waking':      f"It has begun to move ({nums}, elasticity rising)",
+                'not finite':  f"The loss is not finite ({nums})",
+                'cannot tell': f"No fault was found, but whether it learns cannot be told ({nums})"}[self.state]
+
+
+def outcome(rec):
+    "The Outcome of a Record."
+    return Outcome(run(rec))
+
+def _states(r):
+    "(measured row,) object, what is not finite not looked at."
+    out = np.full(len(r), 'cannot tell', object)
+    if not r.has_loss: return out
+    e, gain, noise = rolling_median(r.median_elasticity), r.gain_over_constant, r.noise
     long  = min(2 * WINDOW, max(WINDOW, len(r) // 3))
     s, _  = slope(r.loss, long)
     with np.errstate(invalid='ignore', over='ignore'):
-        g    = trailing(r.total_norm)
+        g    = rolling_median(r.total_norm)
         peak = pd.Series(g).cummax().to_numpy()
-        high = (learned > LEARNED * abs(r.best_constant)) | (learned > CLEAR * noise)
-        flat = np.abs(s * long) < np.maximum(FLAT * learned, noise)
-        out  = np.full(len(r), 'cannot tell', object)
-        live = ~r.blind & (np.isfinite(learned) | np.isfinite(e)) & r.judged
-        if not np.isfinite(r.best_constant): live &= r.falling | (trailing(r.loss) < .5 * r.first_loss)
+        high = (gain > LEARNED * abs(r.best_constant)) | (gain > CLEAR * noise)
+        flat = np.abs(s * long) < np.maximum(FLAT * gain, noise)
+        left = r.positive & (rolling_median(r.loss) < CONVERGED * np.fmin(r.first_loss, r.best_constant))
+        live = ~r.not_learned & (np.isfinite(gain) | np.isfinite(e)) & r.judged
+        if not np.isfinite(r.best_constant): live &= r.falling | (rolling_median(r.loss) < .5 * r.first_loss)
+        fell = _fallen(r) & (_fall(r) > CERTAIN * noise)
+        done = live & fell & (high & flat | left) & (g < FAR * peak)
         out[live] = 'learning'
-        out[r.blind & r.falling & r.judged & ~(e < STARVED)] = 'learning'
-        out[live & high & flat & (g < FAR * peak)] = 'converged'
+        out[r.not_learned & r.falling & r.judged & ~(e < STARVED)] = 'learning'
+        out[done] = 'converged'
         out[r.starving] = 'starved'
-        wake = r.waking()[0] & r.blind & r.judged & (e < AWAKE)
-        out[wake] = 'waking'
+        out[r.rising()[0] & r.not_learned & r.judged & (e < AWAKE)] = 'waking'
     return out
 
+def _not_finite_rows(r, states): return np.where(np.isfinite(r.loss) | (not r.has_loss), states, 'not finite')
 
-def layer_verdicts(rec, findings):
+def _fall(r): return r.first_loss - rolling_median(r.loss)
+
+def _fallen(r):
+    "Where the loss is clearly lower than in the first rows, by a share of itself or of what is known.  # (row,) bool"
+    with np.errstate(invalid='ignore'):
+        return _fall(r) > FALLEN * np.clip(np.fmin(r.gain_over_constant, abs(r.first_loss)), 0, None)
+
+
+# --- layers ----------------------------------------------------------------------------------------------------------
+def layer_verdicts(outcome, findings):
     "DataFrame layer, probe, verdict, for, against: every weight with two or more dimensions and every activation."
-    r = run(rec)
+    r = outcome.r
     if not len(r): return pd.DataFrame([], columns=COLUMNS)
     by = {}
     for f in findings:
         past = f.rule == 'exploding' and f.iters[1] < r.iter[-min(WINDOW, len(r))]              # not so at the end
         if f.severity == 'info' or past: continue
         for l in f.layers or ((f.layer,) if f.layer else ()): by.setdefault(l, {})[f.rule] = f
-    state = network_state(r)[-1] if r.has_loss and len(r) >= SETTLE + FEWEST else 'cannot tell'
-    out   = [(l, 'grad', *v) for l, v in _of_weights(r, state, by)]
-    out  += [(l, 'activation', *v) for l, v in _of_activations(r, state, by)]
+    out  = [(l, 'grad', *v) for l, v in _of_weights(r, outcome.state, by)]
+    out += [(l, 'activation', *v) for l, v in _of_activations(r, outcome.state, by)]
     return pd.DataFrame(out, columns=COLUMNS)
 
 def _of_weights(r, state, by):
@@ -62,7 +133,7 @@ def _of_weights(r, state, by):
     g   = r.get('grad', 'norm', r.layers)
     e   = r.elasticity if ('grad', 'elasticity') in rec and r.positive else np.full(g.shape, np.nan)
     u   = r.get('update', 'ratio', r.layers) if ('update', 'ratio') in rec else np.full(g.shape, np.nan)
-    low = trailing(e)[-1]
+    low = rolling_median(e)[-1]
     p   = r.placebo[-1]
     bad = _not_finite(r, 'grad', g, r.layers)
     for k, l in enumerate(r.layers):
@@ -82,7 +153,7 @@ def _not_finite(r, probe, v, layers):
 
 def _of_weight(r, state, by, g, e, u, low, placebo):
     "Of one weight: its gradient's norm, elasticity, update ratio, all (row,); elasticity and placebo at the end."
-    gain  = r.learned[-1]
+    gain  = r.gain_over_constant[-1]
     tail  = g[-WINDOW:]
     seen  = tail[np.isfinite(tail)]
     peak  = np.nanmax(g) if np.isfinite(g).any() else np.nan
@@ -97,7 +168,7 @@ def _of_weight(r, state, by, g, e, u, low, placebo):
         return 'dead', f"its gradient is exactly zero in the last {len(seen)} iterations", f"gain {num(gain)}"
     if state == 'starved' and thin: return 'starved', nums, share
     if state == 'waking':
-        wakes, when = r.waking(np.where(e > 0, e, np.nan))
+        wakes, when = r.rising(np.where(e > 0, e, np.nan))
         told = f"; forecast to pass {AWAKE:g} at iteration {when[-1]:.0f}" if wakes[-1] else ''
         return 'waking', f"{nums}, rising{told}", ''
     if state == 'converged':
@@ -125,7 +196,7 @@ def _of_activations(r, state, by):
         elif since is not None:           yield l, ('exploding', f"it is not finite since iteration {since}", '')
         elif 'saturated' in fs:           yield l, ('saturated', fs['saturated'].evidence, '')
         elif np.isfinite(d) and d > DEAD: yield l, ('dead', f"{pct(d)} of its units are dead",
-                                                    f"gain {num(r.learned[-1])}")
+                                                    f"gain {num(r.gain_over_constant[-1])}")
         elif not np.isfinite(d):          yield l, ('cannot tell', '', "dead units were not measured")
         elif state not in ('learning', 'converged'):
             yield l, ('cannot tell', '', f"{pct(d)} of its units are dead")
