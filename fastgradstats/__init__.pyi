@@ -2,11 +2,11 @@
 from .record.record import Record as Record
 from .measure.statistics import Statistic as Statistic
 from .measure.statistics import statistic as statistic
-from .measure.watcher import watch as watch
+from .measure.loop import watch as watch
 from .callbacks.layer_stats import LayerStatsCallback as LayerStatsCallback
-from .callbacks.layer_stats import GradStatsCallback as GradStatsCallback
-from .callbacks.layer_stats import ActivationHistCallback as ActivationHistCallback
-from .callbacks.layer_stats import DeadUnitCallback as DeadUnitCallback
+from .callbacks.presets import GradStatsCallback as GradStatsCallback
+from .callbacks.presets import ActivationHistCallback as ActivationHistCallback
+from .callbacks.presets import DeadUnitCallback as DeadUnitCallback
 from .callbacks.monitor import DiagnosisCallback as DiagnosisCallback
 from .callbacks.init_check import check_init as check_init
 from .lesson10.nets import GeneralRelu as GeneralRelu

@@ -1,4 +1,4 @@
-"""The fastai callbacks: a thin coat over `watching.Watcher`.
+"""The fastai callbacks: a thin coat over `measure.watcher.Watcher`.
 
 One callback has one order, but two gradients are wanted: at order 10.5 `before_step` reads the true gradient, between
 MixedPrecision (10), which has unscaled it, and GradientClip (11). What the optimizer consumes, and the weights before
@@ -9,105 +9,24 @@ from __future__ import annotations
 import inspect
 import math
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from types import EllipsisType
 from typing import Any
 
-import numpy as np
-import torch
 from fastai.callback.core import Callback
-from fastai.callback.training import GradientClip
-from fastai.learner import Learner
 from fastai.torch_core import find_bs
 
-from ..measure.baseline_loss import BaselineLoss
 from ..diagnosis.report import diagnose
-from ..plots import plot_color_dim, plot_dead_chart, plot_grad_flow, plot_heat, plot_lines, plot_overview
-from ..record.bins import linear_bins
-from ..record.select import pick_layers
-from ..record.summary import facts
-from ..diagnosis.rules import ALL
+from ..measure.baseline_loss import BaselineLoss
 from ..measure.plan import DEFAULTS, Plan, check_names, switch
 from ..measure.watcher import Watcher
+from ..plots import plot_overview
+from ..record.summary import facts
+from . import learner_patches
+from .learner_patches import LIVES, Life, rates
 
+learner_patches.do()
 
-class _Life:
-    """What was recorded of one Learner, over all its fits and callbacks. Not kept on the Learner: it would be exported
-    with it."""
-    def __init__(self):
-        self.iter, self.fit, self.fit_start = 0, -1, 0
-        self.watchers = []                                # in order of appearance
-        self.of       = weakref.WeakKeyDictionary()       # callback -> its Watcher
-        self.cache    = None
-    def new_fit(self):
-        "The number of the fit that begins; the first callback to ask counts it."
-        if self.fit < 0 or self.iter > self.fit_start: self.fit, self.fit_start = self.fit + 1, self.iter
-        return self.fit
-    def record(self):
-        recs = [w.record() for w in self.watchers if (w.log.rows or w.row is not None) and not w.log.elsewhere]
-        if not recs: return None
-        if self.cache and len(self.cache[0]) == len(recs) and all(a is b for a, b in zip(self.cache[0], recs)):
-            return self.cache[1]
-        rec = recs[0].join(*recs[1:]) if len(recs) > 1 else recs[0]
-        self.cache = recs, rec
-        return rec
-
-_LIVES = weakref.WeakKeyDictionary()                      # Learner -> _Life
-
-def _ours(learn): return [cb for cb in learn.cbs if isinstance(cb, LayerStatsCallback)]
-
-def _layer_stats(self):
-    "What the callbacks of fastgradstats recorded of this Learner, in all its fits; None if nothing."
-    if self not in _LIVES: return None
-    return _LIVES[self].record()
-
-def _around(name):
-    "Wrap a method of Learner once; nothing is set on an instance, so nothing is left behind or exported."
-    old = getattr(Learner, name)
-    if getattr(old, 'fastgradstats', False): return
-    def _do_fit(self):
-        for cb in _ours(self): cb._fit_begins(self)
-        try: return old(self)
-        finally:
-            for cb in _ours(self): cb._fit_ends()             # also after Ctrl-C, an exception, a cancel
-    def _step(self):
-        live = [cb.__dict__['_live'].watcher for cb in _ours(self) if cb.__dict__['_live'].watcher]
-        if live:
-            sure = not any(cb.order > LayerStatsCallback.order and hasattr(type(cb), 'before_step')
-                           and type(cb) is not GradientClip for cb in self.cbs)
-        for w in live:
-            w.rates(*_rates(self.opt))
-            w.before_update(sure)
-        out = old(self)
-        for w in live: w.after_update()
-        return out
-    def _do_epoch_train(self):
-        try: return old(self)
-        finally:
-            for cb in _ours(self): cb._leave(keep=True)   # also after Ctrl-C, an exception, a cancel
-    new = dict(_do_fit=_do_fit, _step=_step, _do_epoch_train=_do_epoch_train)[name]
-    new.fastgradstats, new.__doc__ = True, old.__doc__
-    setattr(Learner, name, new)
-
-def _rates(opt):
-    "The learning rate of every parameter group, and the last one's momentum."
-    hypers = opt.hypers
-    return [h['lr'] for h in hypers], hypers[-1].get('mom', math.nan)
-
-_around('_do_fit')
-_around('_step')
-_around('_do_epoch_train')
-Learner.layer_stats = property(_layer_stats)
-
-def _diagnose(self, rules=ALL, *, verify=False):
-    """The Report of this Learner's record; `verify`: try the advice on a copy, for 50 iterations, and show before and
-    after."""
-    report = diagnose(self.layer_stats, rules)
-    if not verify: return report
-    from .trial import verify as try_out
-    return try_out(self, report)
-Learner.diagnose = _diagnose
 
 def _tell(learn):
     "Print the facts of the record and the verdict."
@@ -208,11 +127,11 @@ class LayerStatsCallback(Callback):
         "What this callback recorded of its learner."
         if self.learn is None: raise ValueError(f"{type(self).__name__} is not attached to a Learner: read "
                                                     f"learn.layer_stats, which outlives it")
-        life = _LIVES.get(self.learn)
+        life = LIVES.get(self.learn)
         w    = life and life.of.get(self)
-        if w is not None and w.log.elsewhere:
+        if w is not None and w.builder.elsewhere:
             raise ValueError('the record is kept by process 0; this is another process')
-        if w is None or not w.log.rows and w.row is None:
+        if w is None or not w.builder.rows and w.row is None:
             raise ValueError(f"{type(self).__name__} has recorded nothing yet: call learn.fit first")
         return w.record()
 
@@ -237,16 +156,16 @@ class LayerStatsCallback(Callback):
     def before_train(self):
         live = self._live
         if hasattr(self.learn, 'lr_finder'): return                   # a search for a learning rate is not training
-        life = _LIVES.setdefault(self.learn, _Life())
+        life = LIVES.setdefault(self.learn, Life())
         w    = life.of.get(self)
         if w is None:
             w = life.of[self] = Watcher(self.layer_plan)
-            w.log.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
+            w.builder.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
             life.watchers.append(w)
         if live.new or live.constant is None:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
-            live.constant = BaselineLoss(w.log)
+            live.constant = BaselineLoss(w.builder)
         live.i, live.life, live.cut = life.iter, life, False
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
@@ -279,11 +198,11 @@ class LayerStatsCallback(Callback):
         w = self._live.watcher
         if w is None: return
         scaler = self.learn.__dict__.get('scaler')
-        w.rates(*_rates(self.learn.opt))                              # the schedulers have set them in before_batch
-        w.backward_begins(scaler._scale if scaler is not None and scaler.is_enabled() else None)
+        w.rates(*rates(self.learn.opt))                              # the schedulers have set them in before_batch
+        w.begin_backward(scaler._scale if scaler is not None and scaler.is_enabled() else None)
 
     def after_backward(self):
-        if self._live.watcher: self._live.watcher.backward_done()
+        if self._live.watcher: self._live.watcher.end_backward()
     def before_step(self):
         if self._live.watcher: self._live.watcher.grads()
     def after_cancel_step(self):
@@ -316,7 +235,7 @@ class LayerStatsCallback(Callback):
         if live.fitting: live.nested = False; return                  # of a validation inside the fit
         if live.new or live.constant is None: return                 # nothing was trained: validate, get_preds, summary
         live.constant = None
-        if self.layer_verbose and live.last.log.rows and not live.last.log.elsewhere: _tell(self.learn)
+        if self.layer_verbose and live.last.builder.rows and not live.last.builder.elsewhere: _tell(self.learn)
 
     def _leave(self, keep=False):
         "Take the hooks off, `keep`: until the next epoch; what was recorded stays."
@@ -333,83 +252,13 @@ class LayerStatsCallback(Callback):
         if not log: return
         names = [n for n in rec.metric_names[1:] if n != 'time']
         vals  = list(log[1:])[-len(names):]                       # a validation inside the epoch has added to its front
-        if vals: live.last.log.epochs.append(dict(fit=live.fit, epoch=live.epoch,
+        if vals: live.last.builder.epochs.append(dict(fit=live.fit, epoch=live.epoch,
                                                   **{n: _number(v) for n, v in zip(names, vals)}))
 
     # --- pictures of what was recorded -------------------------------------------------------------------------------
     def plot(self, **kwargs):
         "Every layer over every iteration."
         return plot_overview(self.record, **kwargs)
-
-
-class GradStatsCallback(LayerStatsCallback):
-    """Record the gradients of every parameter, and how large the step is.
-
-    Example:
-        learn.add_cb(GradStatsCallback())
-        learn.fit(1)
-        learn.grad_stats.plot('median')
-    """
-    _default_probes = {p: DEFAULTS[p] for p in ('grad', 'weight', 'update')}
-    def plot(self, stat='norm', **kwargs):
-        "A statistic of the parameters' gradients over the iterations, a line a layer."
-        return plot_lines(self.record, ('grad', stat), **kwargs)
-    def plot_flow(self, **kwargs):
-        "The gradients' norm from the first layer to the last, early and late in training."
-        return plot_grad_flow(self.record, **kwargs)
-
-
-class ActivationHistCallback(LayerStatsCallback):
-    """Record histograms and moments of every activation; answers fastbook's calls to `learn.activation_stats`.
-
-    Example:
-        learn.add_cb(ActivationHistCallback())
-        learn.fit(1)
-        learn.activation_hist.color_dim(-2)
-    """
-    _default_probes = {'activation': [s for s in DEFAULTS['activation'] if s not in ('frac_dead', 'frac_dormant')]}
-
-    def _column(self, idx):
-        return pick_layers(self.record, 'activation', idx)[0]
-    def layer_stats(self, idx):
-        "Mean, std and share near zero of activation `idx` over the measured iterations.  # three (iter,)"
-        k = self._column(idx)
-        return [v[~np.isnan(v)]
-                for v in (self.record['activation', s][:, k] for s in ('mean', 'std', 'frac_near_zero'))]
-    def hist(self, idx, bins=40, low=0., high=10.):
-        """log1p counts of activation `idx` in equal bins, in time, as fastai's ActivationStats gives them.  # (bin,
-        window)"""
-        rec    = self.record
-        counts = np.nan_to_num(rec['activation', 'hist'][:, self._column(idx)])
-        return torch.from_numpy(np.log1p(linear_bins(counts, rec.bins.edges, low, high, bins)[0]).T.astype(np.float32))
-    def plot_layer_stats(self, idx):
-        "Mean, std and share near zero of activation `idx`, side by side."
-        import matplotlib.pyplot as plt
-        name   = self.record.layers['activation'].layer[self._column(idx)]
-        _, axs = plt.subplots(1, 3, figsize=(12, 3), layout='constrained')
-        for ax, stat in zip(axs, ('mean', 'std', 'frac_near_zero')):
-            plot_lines(self.record, ('activation', stat), layers=[name], ax=ax)
-        return axs
-    def color_dim(self, idx=-1, **kwargs):
-        "The colorful dimension: the histogram of activation `idx` in time."
-        return plot_color_dim(self.record, idx, **kwargs)
-    def dead_chart(self, **kwargs):
-        "The share of each activation that is near zero in time (dead units are DeadUnitCallback's)."
-        return plot_heat(self.record, ('activation', 'frac_near_zero'), **kwargs)
-    def plot(self, idx=-1, **kwargs): return self.color_dim(idx, **kwargs)
-
-
-class DeadUnitCallback(LayerStatsCallback):
-    """Record which units are dead: those whose output did not vary at all over a window.
-
-    Example:
-        learn.fit(1, cbs=DeadUnitCallback(window=20))
-        learn.layer_stats.units
-    """
-    _default_probes = {'activation': ['frac_dead', 'frac_dormant']}
-    def plot(self, **kwargs):
-        "The share of dead units of every activation over the windows."
-        return plot_dead_chart(self.record, **kwargs)
 
 
 def _number(v):

@@ -107,6 +107,7 @@ def _take(builder, other):
             m    = len(row.parts)
             part = Part(bs, row.parts[-1].last)
             row.parts.append(part)
+            row.told = [*row.told, m]
             row.sig  = (*row.sig, *sigs[s])
             row.flat = [*row.flat[:2 + m], loss, *row.flat[2 + m:2 + 2 * m], constant, *row.flat[2 + 2 * m:], *flat]
     for key, sums in other['windows'].items():

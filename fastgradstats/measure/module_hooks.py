@@ -1,54 +1,43 @@
-"""Hooks: what happens where a module of the watched model runs, and where a gradient comes back to its output."""
+"""Module hooks: what happens where a module of the watched model runs, and where a gradient comes back to its output.
+
+Forward hooks and tensor hooks only: torch's module backward hooks refuse in-place activations. They read into the Part
+of the forward pass that they belong to, and do nothing between the passes of a batch.
+"""
 from __future__ import annotations
 
-import math
-import time
+import inspect
 import weakref
-from functools import wraps
 
 import torch
 
+from .clock import timed
+from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes,
+                     sites_of, tensors, unit_axis, unwrap)
 from .record_builder import Part
-from .optimizer_info import describe
-from .readers import choose
-from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, named_params,
-                     only_reshapes, sites_of, tensors, unit_axis, unwrap)
-from .distributed import Processes
 from .reductions import base, plain
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 
 
-class _Hook:
-    "A module or tensor hook: a weak reference to the watcher and a fixed place; inert when copied or pickled."
-    __slots__ = ('watcher', 'act', 'place')
-    def __init__(self, watcher, act, place): self.watcher, self.act, self.place = weakref.ref(watcher), act, place
+class Hook:
+    "A hook: a weak reference to its owner and a fixed place; inert when copied or pickled."
+    __slots__ = ('owner', 'act', 'place', 'always')
+    def __init__(self, owner, act, place=None, always=False):
+        self.owner, self.act, self.place, self.always = weakref.ref(owner), act, place, always
     def __call__(self, *args):
-        w = self.watcher and self.watcher()
-        if w is not None and w.mode: getattr(w, self.act)(self.place, *args)
+        o = self.owner and self.owner()
+        if o is not None and (o.mode or self.always): getattr(o, self.act)(self.place, *args)
     def __deepcopy__(self, memo): return _inert()
     def __reduce__(self): return _inert, ()
 
 def _inert():
-    h = _Hook.__new__(_Hook)
-    h.watcher, h.act, h.place = None, '', None
+    h = Hook.__new__(Hook)
+    h.owner, h.act, h.place, h.always = None, '', None, False
     return h
 
-def timed(f):
-    "Add the time that a method takes to `spent`; take the hooks off if it fails."
-    @wraps(f)
-    def call(self, *args, **kwargs):
-        if self.timing: return f(self, *args, **kwargs)
-        t = time.perf_counter()
-        self.timing = True
-        try: return f(self, *args, **kwargs)
-        except Exception:
-            self.detach()
-            raise
-        finally:
-            self.timing = False
-            self.spent += time.perf_counter() - t
-    return call
+def in_transform():
+    "Whether a transform of torch.func is at work: its tensors have no values of their own."
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class _Spare:
@@ -56,101 +45,127 @@ class _Spare:
     def __init__(self, targets): self.targets, self.sites, self.site_list, self.part = targets, {}, [], Part()
 
 
-class Hooks:
-    "The hooks of a Watcher: putting them on, taking them off, and reading what they are shown."
-    def attach(self, model, opt=None):
-        "Register the hooks; the model may have changed since the last time (unfrozen, wrapped, compiled)."
-        again = self.kept_on is not None and self.kept_on() is unwrap(model)
-        self.detach(keep=again)
-        self.log.share_with(Processes.of(model))
-        if not again: self._attach_modules(unwrap(model), is_compiled(model))
-        self.model, self.opt = unwrap(model), opt
-        self._attach_params()
-        self.log.meta.setdefault('model', type(self.model).__name__)
-        if opt is not None: self.log.meta['optimizer'] = describe(opt)
-        self.reader = choose(self.model, self.host)
-        self._since = time.perf_counter()
+class ModuleHooks:
+    "Puts hooks on a model, takes them off, and reads what they are shown."
+    def __init__(self, watcher):
+        self.watcher, self.plan, self.builder, self.clock = watcher, watcher.plan, watcher.builder, watcher.clock
+        self.mode    = OFF
+        self.part    = None                       # of the forward pass under way
+        self.handles = []
+        self.kept_on = None                       # a compiled model (weakly) that keeps its hooks from epoch to epoch
+        self.targets, self.fired = [], set()      # [(name, module)] whose output is read, and who has run
+        self.spare   = None                       # sites read until the first ones are known
+        self.scale   = None                       # what the loss is multiplied by
+        self.last_mark, self.calls = ('', -1), {}
+        self.dormancy = False                     # whether dormant units are read in this pass
+        # sites: without a graph in this forward pass (a reentrant checkpoint), not told apart when run again, whose
+        # gradient was asked for, for which it came
+        self.blind, self.doubtful, self.asked, self.answered = set(), set(), set(), set()
 
-    def _attach_modules(self, model, compiled):
+    # --- on and off --------------------------------------------------------------------------------------------------
+
+    def attach(self, outer):
+        "Put them on the model, which may stand within others, unless a compiled one has kept them."
+        model = unwrap(outer)
+        if self.kept_on is not None and self.kept_on() is model: return
+        self.detach()
+        why = why_no_hooks(outer)
+        if why: return self.builder.ignore('activations', why)
         guard = (lambda h: h)
-        if compiled:                              # hooks added after a call was compiled without them would never fire
-            torch._dynamo.reset()
+        if is_compiled(outer):                    # hooks added after a call was compiled without them would never fire
+            forget_compiled(outer)
             guard, self.kept_on = torch.compiler.disable, weakref.ref(model)
+        self._attach_to_modules(model, guard, self.kept_on is not None)
+
+    def _attach_to_modules(self, model, guard, compiled):
         wanted = any(p in self.plan.stats for p in OUTPUTS)
         self.targets, spare = sites_of(model, self.plan.modules) if wanted else ([], [])
-        if self.log.spare_won is not None:
-            self.targets, spare = spare if self.log.spare_won and spare else self.targets, []
+        if self.builder.spare_won is not None:
+            self.targets, spare = spare if self.builder.spare_won and spare else self.targets, []
         self.spare = _Spare(spare) if spare else None
         owners = [(n, m) for n, m in [('', model), *named(model)] if m._parameters]
-        hook   = lambda m, act, place: self.handles.append(m.register_forward_hook(guard(_Hook(self, act, place))))
+        hook   = lambda m, act, place: self.handles.append(m.register_forward_hook(guard(Hook(self, act, place))))
         if self.targets or not compiled and any(p in self.plan.stats for p in PARAMETERS):
             for n, m in owners:
                 hook(m, 'passed', (n, unit_axis(m), is_leaf(m)))
-                if not is_leaf(m): self.handles.append(m.register_forward_pre_hook(guard(_Hook(self, 'began', n))))
+                if not is_leaf(m): self.handles.append(m.register_forward_pre_hook(guard(Hook(self, 'began', n))))
         sure = self.plan.modules is not None and not isinstance(self.plan.modules, str)
         for act, targets in (('saw', self.targets), ('saw_spare', spare)):
             for n, m in targets:
                 axis = unit_axis(m) if m._parameters else None
                 hook(m, act, (n, axis, bounds_of(m), may_be_nonlinear(m) and not sure))
 
-    def _attach_params(self):
-        "Note which parameters are trained, and have each say when it received a gradient."
-        for h in self.param_handles: h.remove()
-        self.all, self.params, self.param_handles, self.lazy = [], [], [], False
-        for name, owner, m, p in named_params(self.model):
-            if isinstance(p, torch.nn.parameter.UninitializedParameter): self.lazy = True; continue
-            if name not in self.log.param_at:
-                self.log.param_at[name] = len(self.log.param_list)
-                self.log.param_list.append(dict(layer=name, module=owner, type=type(m).__name__, numel=p.numel(),
-                                            shape='x'.join(map(str, p.shape)), ndim=p.dim()))
-            self.all.append((self.log.param_at[name], p))
-            if p.requires_grad:
-                self.params.append((self.log.param_at[name], p))
-                self.param_handles.append(p.register_post_accumulate_grad_hook(self.touched.add))
-        self.flags = [p.requires_grad for _, p in self.all]
-        self.set_optimizer(self.opt)
-
-    def set_optimizer(self, opt):
-        "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
-        self.group, self.eps = {}, {}
-        if opt is None: return
-        groups = ([(ps, h, 'sqr_mom' in h) for ps, h in zip(opt.param_lists, opt.hypers)] if hasattr(opt, 'param_lists')
-                  else [(g['params'], g, True) for g in opt.param_groups])
-        where  = {id(p): i for i, (ps, _, _) in enumerate(groups) for p in ps}
-        for i, p in self.params:
-            if id(p) not in where: continue
-            self.group[i] = where[id(p)]
-            _, h, second  = groups[where[id(p)]]
-            if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
-
     def detach(self, keep=False):
         """Take the hooks off. `keep`: it goes on soon; those in a compiled model stay, and do nothing: what is compiled
         without them meanwhile would never call them."""
-        if not (keep and self.kept_on):
-            for h in self.handles: h.remove()
-            self.handles, self.kept_on = [], None
-        for h in self.param_handles: h.remove()
-        self.param_handles, self.all, self.flags = [], [], []
-        self.model, self.opt, self.params, self.mode = None, None, [], OFF
-        if self._since is not None: self.of += time.perf_counter() - self._since
-        self._since = None
-        self.reader.forget()
+        self.mode, self.part = OFF, None
+        if keep and self.kept_on: return
+        for h in self.handles: h.remove()
+        self.handles, self.kept_on = [], None
+
+    # --- a forward and a backward pass -------------------------------------------------------------------------------
+
+    def open(self, part, measured, dormancy):
+        "A forward pass begins, which is captured in `part`."
+        self.part, self.dormancy  = part, dormancy
+        self.scale                = None
+        self.last_mark, self.calls = ('', -1), {}
+        self.blind.clear(); self.doubtful.clear()
+        if self.spare: self.spare.part = Part(part.bs, part.last)
+        self.mode = FORWARD if measured else OFF
+
+    def end_forward(self):
+        if self.spare and self.mode == FORWARD: self._choose()
+        self.mode = OFF
+
+    def _choose(self):
+        "The first forward pass has shown whether any of the sites is a nonlinearity; if none, the spare ones are read."
+        spare, self.spare = self.spare, None
+        self.builder.spare_won = not self.builder.sites and bool(spare.sites)
+        if not self.builder.spare_won: return
+        self.targets = spare.targets
+        self.builder.sites, self.builder.site_list = spare.sites, spare.site_list
+        for k in ('sig', 'flat', 'hists', 'units'): getattr(self.part, k).extend(getattr(spare.part, k))
+
+    def begin_backward(self, scale):
+        self.scale, self.last_mark = scale, (None, -1)
+        if self.part is not None and 'grad_output' in self.plan.stats: self.mode = BACKWARD
+
+    def close(self, tasks=None):
+        """The part is complete. `tasks`: the backward passes that gave the parameters their gradients; those of others
+        (torch.autograd.grad beside them) lend it nothing."""
+        part, self.part, self.mode = self.part, None, OFF
+        self.settle(part, tasks)
+        return part
+
+    def settle(self, part, tasks):
+        "Take the output gradients that belong to the step into a part."
+        came, part.came = part.came, []
+        real = tasks if tasks and not self.blind else {t for t, *_ in came}    # a checkpoint has tasks of its own
+        if not tasks and len(real) > 1 and came and not self.blind:
+            self.builder.ignore('grad_output', 'several backward passes ran, and none of them left a gradient')
+            real = ()
+        for task, site, found in came:
+            if task in real and site not in self.doubtful:
+                part.add('grad_output', site, found, self.plan.wanted['grad_output'])
+
+    # --- what the hooks do -------------------------------------------------------------------------------------------
 
     @timed
     def began(self, name, module, args):
         "A module that has parameters and modules of its own begins."
-        if name not in self.log.order: self.log.order[name] = len(self.log.order)
+        if name not in self.builder.order: self.builder.order[name] = len(self.builder.order)
 
     @timed
     def passed(self, place, module, args, output):
         "Any module with parameters has run: it names the sites that follow and their unit axis."
         name, axis, leaf = place
-        if name not in self.log.order: self.log.order[name] = len(self.log.order)
+        if name not in self.builder.order: self.builder.order[name] = len(self.builder.order)
         if not leaf: return
         self.last_mark = name, axis
         if self.mode == BACKWARD and self.blind:                             # run again by a checkpoint
             for _, t in tensors(output):
-                if t.requires_grad: t.register_hook(_Hook(self, 'part_ends', None))
+                if t.requires_grad: t.register_hook(Hook(self, 'part_ends'))
 
     def part_ends(self, place, g):
         "The gradient of what a checkpoint ran again is under way: what it runs next is another part of the model."
@@ -158,48 +173,51 @@ class Hooks:
 
     def saw_spare(self, place, *args):
         "A module that is read in place of the nonlinearities if there are none."
-        log, spare = self.log, self.spare
-        if spare is None: return self.saw(place, *args) if log.spare_won else None
-        kept = log.sites, log.site_list, self.part
-        log.sites, log.site_list, self.part = spare.sites, spare.site_list, spare.part
+        b, spare = self.builder, self.spare
+        if spare is None: return self.saw(place, *args) if b.spare_won else None
+        kept = b.sites, b.site_list, self.part
+        b.sites, b.site_list, self.part = spare.sites, spare.site_list, spare.part
         try: self.saw(place, *args)
-        finally: log.sites, log.site_list, self.part = kept
+        finally: b.sites, b.site_list, self.part = kept
 
     @timed
     def saw(self, place, module, args, output):
         "A module whose output is read has run."
         name, axis, bounds, unsure = place
+        if in_transform(): return self.builder.ignore(name, 'it ran within a transform of torch.func')
         if self.mode == BACKWARD: return self._saw_again(place, output)
         self.fired.add(name)
-        if self.log.ignored: self.log.ignored.pop(name, None)
+        if self.builder.ignored: self.builder.ignored.pop(name, None)
         if self.plan.per_call:  after = self.calls[name] = self.calls.get(name, -1) + 1
         else:                   after = self.last_mark[0] if axis is None else None
         if axis is None: axis = self.last_mark[1]
         for path, t in tensors(output):
-            if not t.is_floating_point(): self._unreal(name + path, t); continue
-            site = self.log.sites.get((name, path, after))
+            if not t.is_floating_point(): self.unreal(name + path, t); continue
+            site = self.builder.sites.get((name, path, after))
             if site is None:
                 if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity
-                site = self.log.sites[name, path, after] = len(self.log.site_list)
-                self.log.site_list.append(dict(name=name, path=path, type=type(module).__name__, after=after,
-                                           shape='x'.join(map(str, t.shape[1:])), numel=math.prod(t.shape[1:])))
+                site = self.builder.add_site((name, path, after), type(module).__name__, t.shape[1:])
             if 'activation' in self.plan.stats: self._read_site((name, path, after), site, base(t), axis, bounds)
             if   t.requires_grad:               self._ask(t, site, bounds)
             elif not torch.is_grad_enabled():   self.blind.add(site)
 
     def _read_site(self, key, site, t, axis, bounds):
-        plan = self.plan
-        dim  = self._unit_dim(key, t, axis) if plan.units and t.dim() > 1 else None
-        self._capture(self.part, 'activation', site, t, unit_dim=dim, bounds=bounds,
-                      units=plan.units if self.dormancy else plan.always)
+        plan, units = self.plan, ()
+        dim = self._unit_dim(key, t, axis) if plan.units and t.dim() > 1 else None
+        if dim is not None and self.builder.same_units(site, t.shape[dim]):
+            units = plan.units if self.dormancy else plan.always
+        elif dim is not None:
+            dim = None
+            self.builder.ignore(f'{key[0]}{key[1]} (units)', 'the number of its units changes from batch to batch')
+        self.watcher.capture(self.part, 'activation', site, t, unit_dim=dim, bounds=bounds, units=units)
 
     def _unit_dim(self, key, t, axis):
         "The axis of the units: the one that was given where `t` has it, else that of the layer before."
         given = self.plan.unit_dim
         if given is None: return axis
         if -t.dim() <= given < t.dim(): return given
-        self.log.tell(f'unit_dim {key}', f"unit_dim={given} is not an axis of {key[0] or 'model'}{key[1]}, whose "
-                                         f"output has {t.dim()}; its units are read on axis {axis}")
+        self.builder.tell(f'unit_dim {key}', f"unit_dim={given} is not an axis of {key[0] or 'model'}{key[1]}, whose "
+                                             f"output has {t.dim()}; its units are read on axis {axis}")
         return axis
 
     def _saw_again(self, place, output):
@@ -208,50 +226,59 @@ class Hooks:
         name, axis, bounds, _ = place
         for path, t in tensors(output):
             if not (self.blind and t.is_floating_point() and t.requires_grad): continue
-            could = [s for (n, p, _), s in self.log.sites.items() if n == name and p == path and s in self.blind]
+            sites = self.builder.sites
+            could = [s for (n, p, _), s in sites.items() if n == name and p == path and s in self.blind]
             known = None if self.plan.per_call or axis is None and self.last_mark[0] is None else \
-                    self.log.sites.get((name, path, self.last_mark[0] if axis is None else None))
+                    sites.get((name, path, self.last_mark[0] if axis is None else None))
             if   known in could:  self._ask(t, known, bounds)
             elif len(could) == 1: self._ask(t, could[0], bounds)
             elif could:
                 self.doubtful.update(could)
-                self.log.ignore(f'{name}{path} (grad_output)',
-                                'a checkpoint runs it again and does not tell which of its calls that is')
-
-    def _forget(self, probe, sites):
-        "Drop what the micro-batch has captured at a probe of these sites."
-        part, at = self.part, 0
-        sig, flat = [], []
-        for p, k in part.sig:
-            n = self.plan.wanted[p].size
-            if p != probe or k not in sites: sig.append((p, k)); flat += part.flat[at:at + n]
-            at += n
-        part.sig, part.flat = sig, flat
-        part.hists = [h for h in part.hists if h[0] != probe or h[2] not in sites]
+                self.builder.ignore(f'{name}{path} (grad_output)',
+                                    'a checkpoint runs it again and does not tell which of its calls that is')
 
     def _ask(self, t, site, bounds):
         "Have the gradient with respect to `t` read when it comes."
         if 'grad_output' not in self.plan.stats: return
         if self.spare is None: self.asked.add(site)
-        t.register_hook(_Hook(self, 'saw_grad', (site, bounds, self.log.sites)))
+        t.register_hook(Hook(self, 'saw_grad', (site, bounds, self.builder.sites, self.part)))
 
     @timed
     def saw_grad(self, place, g):
-        site, bounds, sites = place
-        if self.part is None or g is None or self.mode != BACKWARD or sites is not self.log.sites: return
+        site, bounds, sites, part = place
+        if g is None or self.mode != BACKWARD or not part.open or sites is not self.builder.sites: return
         self.last_mark = None, -1                                        # what a checkpoint runs next is another part
         self.answered.add(site)
         g = plain(g)
         if self.scale is not None: g = g / self.scale
-        self._capture(self.part, 'grad_output', site, g, bounds=bounds)
+        part.came.append((torch._C._current_graph_task_id(), site,
+                          self.watcher.read('grad_output', site, g, bounds=bounds)))
 
-    def _unreal(self, name, t):
+    def unreal(self, name, t):
         "Complex and integer values are not measured, but named."
-        self.log.ignore(name, f'its values are {t.dtype}'.replace('torch.', ''))
+        self.builder.ignore(name, f'its values are {t.dtype}'.replace('torch.', ''))
 
-    def _capture(self, part, probe, layer, t, **about):
-        "Read a tensor at a place."
-        wanted = self.plan.wanted[probe]
-        try: found = self.reader.read(t, wanted, sample=self.plan.sample, **about)
-        except Exception as e: raise self.log.failure(e, probe, layer, t) from e.__cause__ or e
-        part.add(probe, layer, found, wanted)
+    def silent(self):
+        "Name what never ran as a module, and outputs to which no gradient came back."
+        for n, _ in self.targets:
+            if n not in self.fired: self.builder.ignore(n, 'its forward was never called as a module')
+        if not self.asked - self.answered: return
+        names = self.builder.site_names()
+        for k in self.asked - self.answered:
+            self.builder.ignore(f'{names[k]} (grad_output)', 'no gradient came back through its output')
+
+
+def why_no_hooks(model):
+    "Why the modules of a model cannot be hooked; None if they can."
+    for m in model.modules():
+        if isinstance(m, torch.jit.ScriptModule): return 'a part of the model is scripted and calls no hooks of Python'
+        if getattr(getattr(m, 'dynamo_ctx', None), 'fullgraph', False):
+            return 'the model is compiled with fullgraph=True, which no hook may break'
+
+def forget_compiled(model):
+    "Have compiled modules compiled anew at their next call, with the hooks they have by then."
+    for m in model.modules():
+        made = getattr(m, '_compiled_call_impl', None) or (m.forward if type(m).__name__ == 'OptimizedModule' else None)
+        for f in (made, getattr(made, '_torchdynamo_orig_callable', None), type(unwrap(m)).forward if made else None):
+            code = getattr(inspect.unwrap(f), '__code__', None) if f is not None else None
+            if code is not None: torch._dynamo.eval_frame.remove_from_cache(code)

@@ -1,86 +1,160 @@
-"""Steps: what a Watcher reads of the parameters, around a step of the optimizer."""
+"""The parameter reader: what is read of the parameters around a step of the optimizer: gradients as they are and as
+they are used, weights, updates."""
 from __future__ import annotations
 
 import math
 
 import torch
 
-from .record_builder import Row
-from .module_hooks import timed
+from .clock import timed
+from .probes import named_params
 from .readers import Failed
 
 
-class Steps:
-    "The parameters' side of a Watcher: gradients as they are and as they are used, weights, updates."
-    @timed
-    def grads(self, exact=False):
-        "Read the true gradient: after unscaling, before clipping. `exact`: count non-finite elements without sampling."
-        if self.row is None or not self.row.parts or self.row.read: return
-        self.row.read = True
-        if not self.row.measured: return
-        self.window |= self.touched
-        self.got = [(i, p) for i, p in self.params if p.grad is not None and
-                    (p in self.window or self.log.processes and bool(p.grad.any()))]   # another process' batch used it
-        norms    = self._capture_params('grad', [p.grad for _, p in self.got], None if exact else self.plan.sample)
-        self.row.norms, self.row.grad_norm = norms, _total(norms)
-        self.seen_grads = [(id(p.grad), p.grad._version) for _, p in self.got]
+class ParameterReader:
+    """The parameters of a model: which are trained, which received a gradient, and their readings, which go into a row.
+
+    `touched` are those that received one since the last step; what a parameter holds that is not touched may be a stale
+    zero, which is no gradient."""
+    def __init__(self, watcher):
+        self.watcher, self.plan, self.builder, self.clock = watcher, watcher.plan, watcher.builder, watcher.clock
+        self.all, self.trained, self.flags = [], [], []      # (number, parameter): all, trained; requires_grad
+        self.handles = []
+        self.touched = set()                      # parameters that received a gradient since the last step
+        self.tasks   = set()                      # and the backward passes that gave it, by autograd's number
+        self.last    = None                       # (parameter, its gradient's identity, its version) of the last such
+        self.got     = []                         # (number, parameter) of those read in the open row
+        self.kept    = []                         # of those whose weights are kept for the update
+        self.opt     = None
+        self.group, self.eps = {}, {}             # number -> parameter group; the eps of an optimizer that has one
+        self.lazy    = False                      # parameters are still to come
+        self.seen    = None                       # identities and versions of the gradients as they were read
+
+    # --- on and off --------------------------------------------------------------------------------------------------
+
+    def attach(self, model, opt):
+        "Note which parameters are trained, and have each say when it received a gradient."
+        self.detach()
+        self.lazy = False
+        for name, owner, m, p in named_params(model):
+            if isinstance(p, torch.nn.parameter.UninitializedParameter): self.lazy = True; continue
+            k = self.builder.add_parameter(name, owner, type(m).__name__, p)
+            self.all.append((k, p))
+            if p.requires_grad:
+                self.trained.append((k, p))
+                self.handles.append(p.register_post_accumulate_grad_hook(self.accumulated))
+        self.flags = [p.requires_grad for _, p in self.all]
+        self.set_optimizer(opt)
+
+    def set_optimizer(self, opt):
+        "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
+        self.opt, self.group, self.eps = opt, {}, {}
+        if opt is None: return
+        groups = ([(ps, h, 'sqr_mom' in h) for ps, h in zip(opt.param_lists, opt.hypers)] if hasattr(opt, 'param_lists')
+                  else [(g['params'], g, True) for g in opt.param_groups])
+        where  = {id(p): i for i, (ps, _, _) in enumerate(groups) for p in ps}
+        for i, p in self.trained:
+            if id(p) not in where: continue
+            self.group[i] = where[id(p)]
+            _, h, second  = groups[where[id(p)]]
+            if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
+
+    def detach(self):
+        for h in self.handles: h.remove()
+        self.handles, self.all, self.trained, self.flags, self.got = [], [], [], [], []
+
+    # --- since the last step -----------------------------------------------------------------------------------------
+
+    def accumulated(self, p):
+        "A parameter has received a gradient from the backward pass that is under way."
+        self.touched.add(p)
+        self.tasks.add(torch._C._current_graph_task_id())
+        g = p.grad
+        self.last = p, id(g), g._version if g is not None and not g.is_sparse else 0
+
+    def forget(self):
+        "What was received belongs to a step that is over, or to none."
+        self.touched.clear()
+        self.tasks.clear()
+        self.last = None
+
+    def were_zeroed(self):
+        "Whether gradients that were received since the last step have been taken away again, by whatever means."
+        if self.last is None: return False
+        p, was, version = self.last
+        g = p.grad
+        if g is None: return True
+        if id(g) == was and (g.is_sparse or g._version == version): return False
+        return not bool(g.any()) if not g.is_sparse else False
+
+    def all_gone(self): return all(p.grad is None for p in self.touched)
+
+    # --- around a step -----------------------------------------------------------------------------------------------
 
     @timed
-    def before_update(self, sure=True):
-        """The optimizer is about to step: the gradient it consumes, and the weights. `sure`: who changed one since
-        `grads` did it in a way that its version counter shows (`p.grad.data` would not)."""
-        now = self.row is not None and not self.row.read
-        self.grads()
-        if self.row is None or not self.row.read or not self.row.measured: return
-        same = now or sure and self.seen_grads == [(id(p.grad), p.grad._version) for _, p in self.got]
+    def gradients(self, row, exact=False, scale=None):
+        """Read the true gradient: after unscaling, before clipping. `exact`: count non-finite elements without
+        sampling; `scale`: what it is still multiplied by."""
+        row.read = True
+        if not row.measured: return
+        self.got = [(i, p) for i, p in self.trained if p.grad is not None and
+                    (p in self.touched or self.watcher.may_be_touched(p))]
+        gs = [p.grad if scale is None else p.grad / scale for _, p in self.got]
+        norms = self._capture(row, 'grad', gs, None if exact else self.plan.sample)
+        row.norms, row.grad_norm = norms, _total(norms)
+        self.seen = [(id(p.grad), p.grad._version) for _, p in self.got]
+
+    @timed
+    def used(self, row, now, sure=True, scale=None):
+        """The gradient that the optimizer consumes. `now`: it is what was just read; `sure`: who changed one since did
+        it in a way that its version counter shows (`p.grad.data` would not)."""
+        if not row.measured: return
+        same = now or sure and self.seen == [(id(p.grad), p.grad._version) for _, p in self.got]
         if not same or 'grad_used' in self.plan.stats:
-            norms = self._capture_params('grad_used', [p.grad for _, p in self.got])
-        if self.got: self.row.clip = 1. if same else _divide(_total(norms), self.row.grad_norm)
+            gs    = [p.grad if scale is None else p.grad / scale for _, p in self.got]
+            norms = self._capture(row, 'grad_used', gs)
+        if self.got: row.clip = 1. if same else _divide(_total(norms), row.grad_norm)
+
+    @timed
+    def weights(self, row):
+        "The weights before the step, of those read; what is kept of them is what the update is measured from."
+        if not row.measured: return
+        self.kept = self.got
         norms = self.reader.keep(*zip(*self.got), self.plan.wanted['update']) if 'update' in self.plan.stats and \
                 self.got else {}
-        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got], known=norms)
+        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.got], known=norms)
 
     @timed
-    def after_update(self):
-        if self.row is None or not self.row.read: return
-        self.row.stepped = self.row.done = True
-        if not self.row.measured or 'update' not in self.plan.stats: return
-        lrs = self.row.lrs or ()
-        self.row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
+    def updates(self, row):
+        "What the step has changed."
+        row.stepped = row.done = True
+        if not row.measured or 'update' not in self.plan.stats: return
+        lrs = row.lrs or ()
+        row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
         diffs, norms = self.reader.changes(*zip(*self.got), self.plan.wanted['update']) if self.got else ([], {})
-        self._capture_params('update', diffs, known=norms)
+        self._capture(row, 'update', diffs, known=norms)
 
     @timed
-    def skipped(self):
-        "The step was not taken (an overflow under mixed precision): its gradients are a row, its update is 0."
-        if self.row is None or self.row.done: return
-        self.grads(exact=True)
-        self.row.done = True
-        if not self.row.read or not self.row.measured: return
-        if 'weight' in self.plan.stats: self._capture_params('weight', [p for _, p in self.got])
+    def no_updates(self, row):
+        "The step was not taken: the weights are as they were."
+        row.done = True
+        if not row.read or not row.measured: return
+        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.got])
         if 'update' in self.plan.stats:
-            self._capture_params('update', [torch.zeros(1).expand(p.shape) for _, p in self.got])
+            self._capture(row, 'update', [torch.zeros(1).expand(p.shape) for _, p in self.got])
 
-    def zeroed(self):
-        "The gradients are about to be zeroed; if the open row has not been stepped, its step was skipped."
-        row, part, mode = self.row, self.part, self.mode
-        if row is None or not row.parts or row.done: return
-        self.skipped()
-        if part is None: return
-        self.commit()                                        # the forward pass under way belongs to the next row
-        self.row  = Row(row.measured and self.plan.due(self.log.rows, part.last), row.about)
-        self.part, self.mode = part, mode
-        self.window.clear()
+    @property
+    def reader(self): return self.watcher.reader
 
-    def _capture_params(self, probe, xs, sample=..., known=()):
+    def _capture(self, row, probe, xs, sample=..., known=()):
         """Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors.
         `known`: those that are known already, by their place in `got`."""
-        wanted, own = self.plan.wanted.get(probe), self.row.own
+        wanted, own = self.plan.wanted.get(probe), row.own
         for i, p in self.got:
-            if p.is_complex(): self.log.take_magnitudes(i, p)
+            if p.is_complex(): self.builder.take_magnitudes(i, p)
         try: found, norms = self.reader.read_all(xs, wanted, sample=self.plan.sample if sample is ... else sample,
                                                  eps=[self.eps.get(i) for i, _ in self.got], known=known)
-        except Failed as e: raise self.log.failure(e, probe, self.got[e.k][0], xs[e.k]) from e.__cause__
+        except Failed as e: raise self.builder.failure(e, probe, self.got[e.k][0], xs[e.k]) from e.__cause__
         if wanted:
             for (i, _), f in zip(self.got, found): own.add(probe, i, f, wanted)
         return norms

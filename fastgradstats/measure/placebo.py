@@ -47,17 +47,17 @@ class Placebo:
         if w.part is None or not row.measured or row.parts: return
         self.rows += 1
         if (self.rows - 1) % self.every or self.off == row.about[:2]: return
-        params = [(i, p) for i, p in w.all if p.requires_grad and p.dim() > 1]
+        params = [(i, p) for i, p in w.parameters.all if p.requires_grad and p.dim() > 1]
         mode   = w.suspend()
         try:
             why = _why_not(model, pred, loss, params)
-            if not why and len(pred) > 1: row.placebo = self._read(params, pred, loss, w.scale)
+            if not why and len(pred) > 1: row.placebo = self._read(params, pred, loss, w.hooks.scale)
         except Exception as e: why = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
         finally: w.resume(mode)
         if why:                self.off = row.about[:2]
-        elif row.placebo:      w.log.ignored.pop('placebo', None)
+        elif row.placebo:      w.builder.ignored.pop('placebo', None)
         else:                  why = 'a batch of one example cannot be shuffled'
-        if why: w.log.ignore('placebo', why)
+        if why: w.builder.ignore('placebo', why)
 
     def _read(self, params, pred, loss, scale):
         "The numbers of the parameters, and the values: (parameter,), where the model is."

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -153,3 +154,12 @@ def tensors(o, path=''):
     elif is_dataclass(o) and not isinstance(o, type):
         for f in fields(o): yield from tensors(getattr(o, f.name, None), f'{path}.{f.name}')
     elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)
+
+class Layout(NamedTuple):
+    "Which modules and parameters a model consists of, by identity; equal as long as none is replaced or added."
+    modules: list
+    params:  list
+
+def snapshot(model):
+    ms = list(model.modules())
+    return Layout([id(m) for m in ms], [id(p) for m in ms for p in m._parameters.values()])

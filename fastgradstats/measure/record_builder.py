@@ -27,11 +27,16 @@ MIN_WINDOW = 20                 # rows a window of the life table has at least: 
 
 class Part:
     "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
-    __slots__ = ('sig', 'flat', 'hists', 'units', 'loss', 'constant', 'bs', 'last', 'n')
+    __slots__ = ('sig', 'flat', 'hists', 'units', 'came', 'loss', 'constant', 'bs', 'last', 'n', 'open', 'tasks',
+                 'placebo')
     def __init__(self, bs=0, last=0):
         self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
-        self.loss = self.constant = math.nan
+        self.came  = []                           # output gradients [(backward pass, site, what was found)]
+        self.loss  = self.constant = None         # None: not told, which is not the same as not a number
         self.bs, self.last, self.n = bs, last, 0                          # n: of numbers, once they are the row's
+        self.open  = True                         # whether gradients may still come back to it
+        self.tasks = set()                        # the backward passes that came back to the model's answer
+        self.placebo = None
     def add(self, probe, layer, found, wanted):
         "What was found of one tensor, if it had elements."
         if found is None: return
@@ -80,6 +85,12 @@ def pad(a, b):
     return _grow(a, n), _grow(b, n)
 
 
+def _mean(values, sizes):
+    "The mean of micro-batches, each by its size where sizes are known."
+    if len(values) == 1: return values[0]
+    n = sum(sizes)
+    return sum(s / n * v if n else v / len(values) for v, s in zip(values, sizes))
+
 def _on_device(numbers): return not set(map(type, numbers)) <= {float, int}
 
 def _epochs(rows, more=()):
@@ -106,6 +117,7 @@ class RecordBuilder:
         self.ignored  = {}                        # name -> why it is not observed
         self.told     = set()
         self.spare_won = None             # whether the sites are those for models without nonlinearities; not known yet
+        self.others     = set()                   # numbers of the parameters that another optimizer steps
         self.magnitudes = set()                   # numbers of the parameters whose values are complex
         self._cache   = None
         self.processes = None                     # those that train together, or None
@@ -144,7 +156,9 @@ class RecordBuilder:
     def _pack(self, row):
         "All the 0-dim tensors of a row become one vector; their places are remembered."
         row.sig  = tuple(k for part in [*row.parts, row.own] for k in part.sig)
-        row.flat = [row.grad_norm, row.clip, *[p.loss for p in row.parts], *[p.constant for p in row.parts]]
+        told     = lambda v: math.nan if v is None else v
+        row.told = [k for k, p in enumerate(row.parts) if p.loss is not None] or range(len(row.parts))
+        row.flat = [row.grad_norm, row.clip, *[told(p.loss) for p in row.parts], *[told(p.constant) for p in row.parts]]
         row.n_accum = len(row.parts)
         for part in [*row.parts, row.own]:
             row.flat += part.flat
@@ -202,10 +216,10 @@ class RecordBuilder:
         for k, r in enumerate(rows):
             groups.setdefault((r.sig, len(r.parts)), []).append(k)
             m    = len(r.parts)
-            bs   = sum(p.bs for p in r.parts)
-            mean = lambda v: sum(p.bs / bs * x if bs else x / m for p, x in zip(r.parts, v)) if m > 1 else v[0]
+            mean = lambda v: _mean([v[k] for k in r.told], [r.parts[k].bs for k in r.told])
             fit, epoch, t = r.about
-            line = (r.parts[-1].last, fit, epoch, bs, mean(r.flat[2:2 + m]), mean(r.flat[2 + m:2 + 2 * m]),
+            line = (r.parts[-1].last, fit, epoch, sum(p.bs for p in r.parts),
+                    mean(r.flat[2:2 + m]), mean(r.flat[2 + m:2 + 2 * m]),
                     r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
                     r.flat[1] if r.stepped else math.nan,
                     r.stepped, r.measured, r.n_accum, t)
@@ -216,6 +230,8 @@ class RecordBuilder:
         for p in {*self.plan.wanted} & {*PARAMETERS} if self.magnitudes else ():
             for s in self.plan.wanted[p].scalars:
                 if s.signed: values[p, s.name][:, sorted(self.magnitudes)] = np.nan
+        for s in self.plan.wanted['update'].scalars if 'update' in self.plan.wanted else ():
+            if self.others: values['update', s.name][:, sorted(self.others)] = np.nan
         lrs = np.full((n, sizes.get('update', 0)), np.nan, np.float32)
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
@@ -267,6 +283,35 @@ class RecordBuilder:
                 self.windows[key].add(r.parts[-1].last, out)
             for part in [*r.parts, r.own]: part.hists = []
 
+    # --- places ------------------------------------------------------------------------------------------------------
+    def add_site(self, key, kind, shape):
+        "The number of a new site (name, path, after)."
+        name, path, after = key
+        self.sites[key] = len(self.site_list)
+        self.site_list.append(dict(name=name, path=path, type=kind, after=after, shape='x'.join(map(str, shape)),
+                                   numel=math.prod(shape)))
+        return self.sites[key]
+
+    def same_units(self, site, n):
+        "Whether a site has as many units as ever; once it has not, it never has."
+        about = self.site_list[site]
+        if about.setdefault('units', n) != n and about['units']:
+            about['units'] = 0
+            self.now = {k: p for k, p in self.now.items() if k[1] != site}
+            self.closed = [(*c[:3], {k: p for k, p in c[3].items() if k[1] != site}) for c in self.closed]
+        return about['units'] == n
+
+    def add_parameter(self, name, owner, kind, p):
+        "The number of a parameter; one of another shape than that name had is another layer, `name:1`."
+        shape, k = 'x'.join(map(str, p.shape)), 0
+        as_named = lambda: f'{name}:{k}' if k else name
+        while as_named() in self.param_at and self.param_list[self.param_at[as_named()]]['shape'] != shape: k += 1
+        if as_named() not in self.param_at:
+            self.param_at[as_named()] = len(self.param_list)
+            self.param_list.append(dict(layer=as_named(), module=owner, type=kind, numel=p.numel(), shape=shape,
+                                        ndim=p.dim()))
+        return self.param_at[as_named()]
+
     # --- names -------------------------------------------------------------------------------------------------------
     def n_layers(self, probe):
         if probe in OUTPUTS: return len(self.site_list)
@@ -296,6 +341,12 @@ class RecordBuilder:
         self.magnitudes.add(i)
         self.ignore(f"{self.param_list[i]['layer']} (what has a sign)", f'its values are {p.dtype}, of which the '
                     f'magnitudes are read'.replace('torch.', ''))
+
+    def stepped_elsewhere(self, i):
+        "A parameter that the optimizer does not have moves all the same: its update is not known here."
+        if i in self.others: return
+        self.others.add(i)
+        self.ignore(f"{self.param_list[i]['layer']} (update)", 'another optimizer steps it')
 
     def failure(self, e, probe, layer, x):
         "What is raised where reading failed."
@@ -406,7 +457,8 @@ class RecordBuilder:
 
     def _meta(self, cost):
         if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
-        return {**self.meta, 'config': self.plan.describe(), 'cost': cost, 'not_hooked': dict(self.ignored),
+        return {**self.meta, 'config': self.plan.describe(), 'cost': cost,
+                'not_hooked': dict(self.ignored), 'not_observed': dict(self.ignored),
                 'units': {**{s.name: s.unit for ss in self.plan.stats.values() for s in ss},
                           **({'placebo': "|J'u| |w| / |u|"} if self.plan.placebo else {})},
                 'versions': dict(fastgradstats=__version__, torch=torch.__version__, python=platform.python_version())}
