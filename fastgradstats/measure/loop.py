@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from .baseline_loss import BaselineLoss
-from .module_hooks import OFF, Hook, in_transform
+from .module_hooks import OFF, Hook, in_transform, why_no_hooks
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
 from .probes import PROBES, tensors
 from .record_builder import Part, Row
@@ -111,7 +111,7 @@ class Watch:
 
     def _placebo(self, pred, loss, part):
         w = self.watcher
-        if w.parameters.tasks: return             # not the first pass of the row
+        if any(p.tasks for p in self.passes if p is not part): return             # not the first pass of the row
         w.row, w.part = self._new_row(), part
         w.placebo(self.model, pred, loss)
         part.placebo, w.row, w.part = w.row.placebo, None, None
@@ -139,11 +139,12 @@ class Watch:
             self.builder.tell('optimizer', "none of the optimizer's parameters is the model's: its steps do not change "
                                            "it")
         self.start    = time.perf_counter()
-        if not isinstance(self.model, torch.jit.ScriptModule):
-            self.handles += [self.model.register_forward_pre_hook(Hook(self, '_before'), with_kwargs=True),
-                             self.model.register_forward_hook(Hook(self, '_after'))]
+        if not why_no_hooks(self.model) or type(self.model).__name__ == 'OptimizedModule':
+            self.handles.append(self.model.register_forward_pre_hook(Hook(self, '_before'), with_kwargs=True))
+            self.handles.append(self.model.register_forward_hook(Hook(self, '_after')))
         for o in opts:
-            self.handles += [o.register_step_pre_hook(self._before_step), o.register_step_post_hook(self._after_step)]
+            self.handles.append(o.register_step_pre_hook(self._before_step))
+            self.handles.append(o.register_step_post_hook(self._after_step))
         for o in {id(o): o for o in (self.opt, *opts)}.values():
             self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
         if self.scaler is not None: self.handles.append(Listeners.add(self.scaler, 'step', self._scaler_step))
@@ -155,7 +156,8 @@ class Watch:
             w.end_fit()
             if not self.builder.rows and kind is None:
                 self.builder.tell('nothing recorded', "nothing was recorded: within `with watch(...)` the optimizer "
-                                                      "did not step while a parameter of the model had a gradient")
+                                                      "took no step; see that the loop steps the one that was given, "
+                                                      "and that the model is called in training mode (model.train())")
         finally: self._leave()
 
     def _leave(self):
@@ -169,7 +171,7 @@ class Watch:
     def _before(self, place, m, args, kwargs):
         if not (m.training and torch.is_grad_enabled()) or in_transform(): return
         w = self.watcher
-        if self.closure is None or not self.closure.running: self.stepping = 0        # a step that raised is over
+        if not (self.closure and self.closure.running): self.stepping, self.closure = 0, None     # a step that raised
         if self._zeroed_by_hand(): self._drop()
         w.follow()
         i    = self.i + sum(bool(p.tasks) for p in self.passes)
@@ -225,8 +227,7 @@ class Watch:
         self.watcher.parameters.forget()
 
     def _zero_grad(self, zero, *args, **kwargs):
-        ps = self.watcher.parameters
-        if ps.tasks and not self.stepping: self._drop()
+        if self.watcher.parameters.tasks: self._drop()
         return zero()
 
     # --- a step ------------------------------------------------------------------------------------------------------
@@ -306,6 +307,7 @@ class Watch:
         row.parts = used or [Part(0, self.i)]
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)
+        if len(row.parts) > 1: row.n_accum = max(1, len(ps.tasks))        # several passes may share a backward pass
         self.row = None
         ps.forget()
         self.versions = {i: p._version for i, p in ps.trained if i not in ps.group}

@@ -126,20 +126,15 @@ class ModuleHooks:
         self.targets = spare.targets
         self.builder.sites, self.builder.site_list = spare.sites, spare.site_list
         for k in ('sig', 'flat', 'hists', 'units'): getattr(self.part, k).extend(getattr(spare.part, k))
+        spare.part.came = self.part.came          # what still comes back to it is the part's
 
     def begin_backward(self, scale):
         self.scale, self.last_mark = scale, (None, -1)
         if self.part is not None and 'grad_output' in self.plan.stats: self.mode = BACKWARD
 
-    def close(self, tasks=None):
-        """The part is complete. `tasks`: the backward passes that gave the parameters their gradients; those of others
-        (torch.autograd.grad beside them) lend it nothing."""
-        part, self.part, self.mode = self.part, None, OFF
-        self.settle(part, tasks)
-        return part
-
     def settle(self, part, tasks):
-        "Take the output gradients that belong to the step into a part."
+        """Take into a part the output gradients that came by the backward passes `tasks`, which gave the parameters
+        theirs; those of others (torch.autograd.grad beside them) lend it nothing."""
         came, part.came = part.came, []
         real = tasks if tasks and not self.blind else {t for t, *_ in came}    # a checkpoint has tasks of its own
         if not tasks and len(real) > 1 and came and not self.blind:
@@ -272,8 +267,14 @@ def why_no_hooks(model):
     "Why the modules of a model cannot be hooked; None if they can."
     for m in model.modules():
         if isinstance(m, torch.jit.ScriptModule): return 'a part of the model is scripted and calls no hooks of Python'
-        if getattr(getattr(m, 'dynamo_ctx', None), 'fullgraph', False):
+        if _breaks_nowhere(m):
             return 'the model is compiled with fullgraph=True, which no hook may break'
+
+def _breaks_nowhere(m):
+    "Whether a module is compiled with fullgraph=True, as a wrapper or in place."
+    cells = getattr(getattr(m, '_compiled_call_impl', None), '__closure__', None) or ()
+    return any(getattr(c, 'fullgraph', False) for c in (getattr(m, 'dynamo_ctx', None),
+                                                        *(cell.cell_contents for cell in cells)))
 
 def forget_compiled(model):
     "Have compiled modules compiled anew at their next call, with the hooks they have by then."

@@ -27,6 +27,7 @@ class ParameterReader:
         self.kept    = []                         # of those whose weights are kept for the update
         self.opt     = None
         self.group, self.eps = {}, {}             # number -> parameter group; the eps of an optimizer that has one
+        self.sizes   = None                       # of the parameter groups
         self.lazy    = False                      # parameters are still to come
         self.seen    = None                       # identities and versions of the gradients as they were read
 
@@ -48,7 +49,7 @@ class ParameterReader:
 
     def set_optimizer(self, opt):
         "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
-        self.opt, self.group, self.eps = opt, {}, {}
+        self.opt, self.group, self.eps, self.sizes = opt, {}, {}, _sizes(opt)
         if opt is None: return
         groups = ([(ps, h, 'sqr_mom' in h) for ps, h in zip(opt.param_lists, opt.hypers)] if hasattr(opt, 'param_lists')
                   else [(g['params'], g, True) for g in opt.param_groups])
@@ -58,6 +59,8 @@ class ParameterReader:
             self.group[i] = where[id(p)]
             _, h, second  = groups[where[id(p)]]
             if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
+
+    def groups_changed(self): return self.sizes != _sizes(self.opt)
 
     def detach(self):
         for h in self.handles: h.remove()
@@ -159,6 +162,12 @@ class ParameterReader:
             for (i, _), f in zip(self.got, found): own.add(probe, i, f, wanted)
         return norms
 
+
+def _sizes(opt):
+    "How many parameters each group has."
+    if opt is None: return None
+    return [len(ps) for ps in opt.param_lists] if hasattr(opt, 'param_lists') else \
+           [len(g['params']) for g in opt.param_groups]
 
 def _total(norms):
     "The norm of all from the norms of each."

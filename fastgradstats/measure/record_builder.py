@@ -53,6 +53,7 @@ class Row:
         self.read = self.stepped = self.done = False
         self.grad_norm = self.clip  = math.nan
         self.norms = None                                          # of every gradient, once they are read
+        self.n_accum = 0                                           # backward passes; 0: one a part
         self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
         self.mom = math.nan
     def forget(self):
@@ -159,7 +160,7 @@ class RecordBuilder:
         told     = lambda v: math.nan if v is None else v
         row.told = [k for k, p in enumerate(row.parts) if p.loss is not None] or range(len(row.parts))
         row.flat = [row.grad_norm, row.clip, *[told(p.loss) for p in row.parts], *[told(p.constant) for p in row.parts]]
-        row.n_accum = len(row.parts)
+        row.n_accum = row.n_accum or len(row.parts)
         for part in [*row.parts, row.own]:
             row.flat += part.flat
             part.n, part.flat = len(part.flat), None

@@ -63,7 +63,7 @@ class Watcher:
         "Take the hooks off; `keep`: it goes on soon, see ModuleHooks."
         self.hooks.detach(keep)
         self.parameters.detach()
-        self.model = self.outer = self.opt = self.part = None
+        self.model = self.outer = self.opt = None
         self.clock.stop()
         self.reader.forget()
 
@@ -71,6 +71,7 @@ class Watcher:
         "Modules or parameters may have been replaced, added, or set free since the last batch: what is new is hooked."
         ps = self.parameters
         if ps.flags != [p.requires_grad for _, p in ps.all]: ps.attach(self.model, self.opt)     # unfrozen, or frozen
+        if ps.groups_changed(): ps.set_optimizer(self.opt)
         if self.layout == (now := snapshot(self.model)): return
         if self.layout.modules != now.modules:
             self.hooks.detach()
@@ -161,9 +162,10 @@ class Watcher:
     def end_backward(self):
         "The backward pass has run: the micro-batch belongs to the row."
         if self.part is None: self.hooks.mode = OFF; return
-        self.part.open = False
-        self.row.parts.append(self.hooks.close(self.parameters.tasks))
-        self.part = None
+        part, self.part, self.hooks.mode = self.part, None, OFF
+        part.open = False
+        self.hooks.settle(part, self.parameters.tasks)
+        self.row.parts.append(part)
 
     # --- a step ------------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.training import GradientAccumulation
+import fastai.callback.hook  # noqa: F401  (gives Learner its summary)
 from fastai.learner import load_learner
 from fastai.losses import CrossEntropyLossFlat
 
@@ -656,9 +657,9 @@ def test_watch_with_accumulation(early):
             if early: opt.step(); opt.zero_grad()
             else:     opt.step(); model.zero_grad()
     rec, _ = _loop(step, n=11)
-    assert rec.iters.n_accum.tolist() == [3, 3, 3, 2] and rec.iters.stepped.tolist() == [True] * 3 + [False]
-    np.testing.assert_allclose(rec['grad', 'norm'][:3], want, rtol=1e-5)
-    assert rec.iters.bs.tolist() == [13, 14, 13, 9]
+    assert rec.iters.n_accum.tolist() == [3, 3, 3] and rec.iters.stepped.all()           # no step followed the last two
+    np.testing.assert_allclose(rec['grad', 'norm'], want, rtol=1e-5)
+    assert rec.iters.bs.tolist() == [13, 14, 13]
 
 @pytest.mark.parametrize('zero', ['end', 'between', 'model', 'in_place'])
 @pytest.mark.parametrize('unscale', [False, True])
@@ -724,10 +725,10 @@ def test_watch_leaves_a_zero_grad_of_ones_own_and_another_watch_in_place():
     model = mlp()
     opt   = torch.optim.SGD(model.parameters(), lr=.1)
     opt.zero_grad = own = lambda set_to_none=True: type(opt).zero_grad(opt, set_to_none)
-    with watch(model, opt) as w:
-        outer = opt.zero_grad
-        with watch(model, opt): assert opt.zero_grad is not outer
-        assert opt.zero_grad is outer
+    with watch(model, opt):
+        assert opt.zero_grad is not own
+        with watch(model, opt): pass
+        assert opt.zero_grad is not own
     assert opt.zero_grad is own
 
 def test_watch_takes_its_hooks_off_after_an_error():
@@ -743,11 +744,29 @@ def test_watch_takes_its_hooks_off_after_an_error():
         with watch(model, opt) as w:
             for i in range(8): step(i, model, opt, w)
     assert not hooks_on(model) and 'zero_grad' not in opt.__dict__
-    assert w.record.iters.stepped.tolist() == [True] * 3 + [False]
+    assert w.record.iters.stepped.tolist() == [True] * 3
+
+def test_what_is_changed_of_the_learner_is_listed_and_taken_back():
+    from fastai.learner import Learner
+    from fastgradstats.callbacks import learner_patches
+    changed = ['_do_fit', '_step', '_do_epoch_train', 'layer_stats', 'diagnose']
+    assert list(learner_patches._old) == changed and all(n in learner_patches.__doc__ for n in changed)
+    try:
+        learner_patches.undo()
+        assert not any(getattr(v, '__module__', '').startswith('fastgradstats') for v in vars(Learner).values())
+        learn = learner('mlp')
+        learn.fit(1)
+        assert not hasattr(Learner, 'layer_stats')
+    finally: learner_patches.do()
+    learn.fit(1, cbs=LayerStatsCallback(verbose=False))
+    assert len(learn.layer_stats) == 5 and learn.layer_stats.iters.stepped.all()
+    was = vars(Learner)['_step']
+    learner_patches.do()                                                 # twice is once
+    assert vars(Learner)['_step'] is was
 
 def test_nothing_is_read_twice_of_a_tensor():
     plan = Plan(**{**DEFAULTS, 'grad_used': ['norm', 'abs_mean', 'median']})
-    assert all(names[0] == 'n' and len(set(names)) == len(names) for names in plan.names.values())
+    assert all(w.names[0] == 'n' and len(set(w.names)) == len(w.names) for w in plan.wanted.values())
 
 def test_a_plan_pickles_as_its_arguments():
     p = pickle.loads(pickle.dumps(Plan(every=3, modules='*', **DEFAULTS)))

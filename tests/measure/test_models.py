@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fastgradstats import GeneralRelu, LayerStatsCallback, watch
+from fastgradstats.measure import module_hooks
 from fastgradstats.measure.readers.reference import Reductions
 from reference import REFERENCE, hooks_on, loaders, seed
 
@@ -602,12 +603,22 @@ def test_compiled(how, backend):
 def test_compiled_is_compiled_once_for_a_fit(monkeypatch):
     "The hooks stay on, and rest, from epoch to epoch: the first validation, of another batch size, compiles nothing without them."
     seen = []
-    real = torch._dynamo.reset
-    monkeypatch.setattr(torch._dynamo, 'reset', lambda: (seen.append(1), real()))
+    real = module_hooks.forget_compiled
+    monkeypatch.setattr(module_hooks, 'forget_compiled', lambda model: (seen.append(1), real(model)))
     def dls(): return loaders(20, (6,), 8, n_valid=13)                     # batches of 8 and 4, in validation of 13
     def plain(): return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 3))
     both(partial(compiled, 'whole', 'eager'), dls, {'1': '1', '3': '3'}, reference=plain, same=False, epochs=3)
     assert len(seen) == 1
+
+def test_what_else_is_compiled_stays_compiled():
+    from torch._dynamo.testing import CompileCounter
+    counter = CompileCounter()
+    other   = torch.compile(lambda x: x.sin() + 1, backend=counter)
+    other(torch.ones(3))
+    model = compiled('whole', 'eager')
+    with watch(model, torch.optim.SGD(model.parameters(), .1)): other(torch.ones(3))
+    other(torch.ones(3))
+    assert counter.frame_count == 1
 
 def test_data_parallel_names():
     def plain(): return nn.Sequential(nn.Linear(6, 10), nn.ReLU(), nn.Linear(10, 3))

@@ -113,7 +113,7 @@ def test_parameters_without_elements_or_dimensions(more):
 def test_a_parameter_that_changes_its_layout_while_it_is_watched(host, monkeypatch):
     m = nn.Sequential(nn.Conv2d(3, 64, 3), nn.Conv2d(64, 64, 3))
     real = readers.choose
-    monkeypatch.setattr('fastgradstats.measure.module_hooks.choose', lambda model, h: real(model, host))
+    monkeypatch.setattr('fastgradstats.measure.watcher.choose', lambda model, h: real(model, host))
     opt, want = torch.optim.SGD(m.parameters(), .1), []
     with watch(m, opt) as w:
         for i in range(4):

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 from pathlib import Path
 
 import distributed
@@ -117,7 +118,8 @@ def values(model, x, y, n=1, scale=1., times=20):
         ignored = {}
         def ignore(self, name, why): raise AssertionError(why)
     class Host:
-        row, part, log, scale, all = Row(), Part(), Log(), None, list(enumerate(model.parameters()))
+        row, part, builder = Row(), Part(), Log()
+        hooks, parameters  = SimpleNamespace(scale=None), SimpleNamespace(all=list(enumerate(model.parameters())))
         def suspend(self): return 0
         def resume(self, mode): pass
     dose, host, out = ours.Placebo(1), Host(), []
