@@ -89,7 +89,7 @@ def test_the_package_itself_imports_nothing_when_it_is_imported():
     assert not ours and others <= {'ast', 'importlib', 'pathlib', 'sys'}
 
 @pytest.mark.parametrize('old,new,name', [
-    ('planning', 'measure.plan', 'Plan'), ('stats', 'measure.statistics', 'Statistic'), ('callbacks', 'callbacks.layer_stats', 'GradStatsCallback'),
+    ('planning', 'measure.plan', 'Plan'), ('stats', 'measure.statistics', 'Statistic'), ('callbacks', 'callbacks.presets', 'GradStatsCallback'),
     ('watchdog', 'callbacks.monitor', 'DiagnosisCallback'), ('lesson10', 'lesson10.nets', 'GeneralRelu'), ('data', 'lesson10.data', 'digits'),
     ('rules', 'diagnosis.rules', 'ALL'), ('record', 'record.record', 'Record')])
 def test_what_was_pickled_or_imported_under_an_old_name_is_found(old, new, name):
@@ -172,5 +172,11 @@ def test_no_file_of_the_package_is_too_long():
 def test_the_linter_finds_nothing():
     ruff = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--isolated', '--select', 'F,E501',
                            '--line-length', str(WIDTH), '--output-format', 'concise', *map(str, FILES)],
+                          capture_output=True, text=True, timeout=120)
+    assert ruff.returncode == 0, ruff.stdout + ruff.stderr
+
+def test_the_linter_finds_no_error_in_tests_and_benchmarks():
+    ruff = subprocess.run([sys.executable, '-m', 'ruff', 'check', '--no-cache', '--isolated', '--select', 'F', '--ignore', 'F403,F405',
+                           '--output-format', 'concise', str(ROOT / 'tests'), str(ROOT / 'benchmarks')],
                           capture_output=True, text=True, timeout=120)
     assert ruff.returncode == 0, ruff.stdout + ruff.stderr

@@ -186,7 +186,7 @@ class LayerStatsCallback(Callback):
         w = self._live.watcher
         if w is None: return
         w.capture_end('output', self.learn.pred)
-        w.end_forward()
+        w.end_forward(self.learn.pred)
 
     def after_loss(self):
         live, learn = self._live, self.learn

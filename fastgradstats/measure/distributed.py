@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .record_builder import Part, pad
+from .rows import Part, pad
 from .probes import PARAMETERS
 
 

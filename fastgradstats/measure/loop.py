@@ -20,7 +20,7 @@ from .baseline_loss import BaselineLoss
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
 from .probes import PROBES, tensors
-from .record_builder import Part, Row
+from .rows import Part, Row
 from .watcher import Watcher
 
 WAITING = 16                      # forward passes without a backward pass that are kept: an average of models runs many
@@ -190,7 +190,7 @@ class Watch:
         if not (m.training and torch.is_grad_enabled()) or w.hooks.part is None or in_transform(): return
         part, measured = w.hooks.part, w.hooks.mode != OFF
         if measured: w.capture_end('output', out, part)
-        w.end_forward()
+        w.end_forward(out)
         asked = [t.register_hook(Hook(self, '_came_back', part)) for _, t in tensors(out) if t.requires_grad]
         if not asked:
             part.tasks = None                     # it cannot be seen when it runs backwards: when any does

@@ -11,10 +11,10 @@ import weakref
 import torch
 
 from .clock import timed
-from .probes import (OUTPUTS, PARAMETERS, bounds_of, is_compiled, is_leaf, may_be_nonlinear, named, only_reshapes,
-                     sites_of, tensors, unit_axis, unwrap)
-from .record_builder import Part
+from .probes import (OUTPUTS, PARAMETERS, bounds_of, functions_in, is_compiled, is_leaf, may_be_nonlinear, named,
+                     only_reshapes, sites_of, tensors, unit_axis, unwrap)
 from .reductions import base, plain
+from .rows import Part
 
 OFF, FORWARD, BACKWARD = 0, 1, 2
 
@@ -58,6 +58,7 @@ class ModuleHooks:
         self.scale   = None                       # what the loss is multiplied by
         self.last_mark, self.calls = ('', -1), {}
         self.dormancy = False                     # whether dormant units are read in this pass
+        self.nodes    = []                        # of autograd, left by modules in the first pass; None: it is over
         # sites: without a graph in this forward pass (a reentrant checkpoint), not told apart when run again, whose
         # gradient was asked for, for which it came
         self.blind, self.doubtful, self.asked, self.answered = set(), set(), set(), set()
@@ -114,8 +115,13 @@ class ModuleHooks:
         if self.spare: self.spare.part = Part(part.bs, part.last)
         self.mode = FORWARD if measured else OFF
 
-    def end_forward(self):
+    def end_forward(self, output=None):
+        "`output`: what the model answered; the first time, activation functions that are no modules are named."
         if self.spare and self.mode == FORWARD: self._choose()
+        if self.nodes is not None and self.mode == FORWARD and self.targets and self.plan.modules is None:
+            for name in functions_in(output, self.nodes):
+                self.builder.ignore(f'{name} (a function)', 'it was called as a function, not as a module')
+            self.nodes = None
         self.mode = OFF
 
     def _choose(self):
@@ -188,6 +194,7 @@ class ModuleHooks:
         if axis is None: axis = self.last_mark[1]
         for path, t in tensors(output):
             if not t.is_floating_point(): self.unreal(name + path, t); continue
+            if self.nodes is not None: self.nodes.append(t.grad_fn)
             site = self.builder.sites.get((name, path, after))
             if site is None:
                 if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity

@@ -155,6 +155,25 @@ def tensors(o, path=''):
         for f in fields(o): yield from tensors(getattr(o, f.name, None), f'{path}.{f.name}')
     elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)
 
+# how autograd calls what an activation function leaves in its graph; log_softmax is mostly the loss's
+ACTIVATIONS = {f'{n}Backward': n.lower() for n in (
+    'Relu', 'Relu6', 'Hardtanh', 'Tanh', 'Sigmoid', 'Gelu', 'Silu', 'Elu', 'Celu', 'Selu', 'LeakyRelu', 'Softplus',
+    'Mish', 'Hardswish', 'Hardsigmoid', 'Softmax', 'LogSigmoid', 'Glu', 'Threshold', 'PreluKernel')}
+
+def functions_in(outputs, seen):
+    """The names of activation functions in the graph of a model's outputs that none of its modules was seen to leave.
+    `seen`: the autograd nodes of the outputs of modules."""
+    todo = [t.grad_fn for _, t in tensors(outputs) if t.grad_fn is not None]
+    seen, known, found = set(seen), set(), set()
+    while todo:
+        node = todo.pop()
+        if node in known: continue
+        known.add(node)
+        name = ACTIVATIONS.get(type(node).__name__.rstrip('0123456789'))
+        if name and node not in seen: found.add(name)
+        todo += [n for n, _ in node.next_functions if n is not None]
+    return sorted(found)
+
 class Layout(NamedTuple):
     "Which modules and parameters a model consists of, by identity; equal as long as none is replaced or added."
     modules: list

@@ -16,74 +16,13 @@ import torch
 from .. import __version__
 from .probes import ENDS, OUTPUTS, PARAMETERS
 from ..record.bins import BIN_EDGES, BIN_LABELS, N_BINS, Bins
-from ..record.join import MAX_WINDOWS, coarsen
 from ..record.record import Record
 from ..record.schema import ITER_COLS, UNSEEN
+from .rows import Windows, grow
 from .statistics import unit_states
 
 FLUSH      = 50                   # rows between two copies from the device to the host
 MIN_WINDOW = 20                 # rows a window of the life table has at least: single batches overstate death 3-5 times
-
-
-class Part:
-    "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
-    __slots__ = ('sig', 'flat', 'hists', 'units', 'came', 'loss', 'constant', 'bs', 'last', 'n', 'open', 'tasks',
-                 'placebo')
-    def __init__(self, bs=0, last=0):
-        self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
-        self.came  = []                           # output gradients [(backward pass, site, what was found)]
-        self.loss  = self.constant = None         # None: not told, which is not the same as not a number
-        self.bs, self.last, self.n = bs, last, 0                          # n: of numbers, once they are the row's
-        self.open  = True                         # whether gradients may still come back to it
-        self.tasks = set()                        # the backward passes that came back to the model's answer
-        self.placebo = None
-    def add(self, probe, layer, found, wanted):
-        "What was found of one tensor, if it had elements."
-        if found is None: return
-        self.sig.append((probe, layer))
-        self.flat += found.numbers
-        if found.hist is not None: self.hists += [(probe, s.name, layer, found.hist) for s in wanted.hists]
-        self.units += [((s.name, layer), s, partial) for s, partial in found.units]
-
-
-class Row:
-    def __init__(self, measured, about):
-        self.measured, self.about   = measured, about
-        self.parts, self.own        = [], Part()
-        self.read = self.stepped = self.done = False
-        self.grad_norm = self.clip  = math.nan
-        self.norms = None                                          # of every gradient, once they are read
-        self.n_accum = 0                                           # backward passes; 0: one a part
-        self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
-        self.mom = math.nan
-    def forget(self):
-        "Drop what was read at the parameters."
-        self.own, self.read, self.grad_norm, self.clip = Part(), False, math.nan, math.nan
-
-
-class _Windows:
-    "Histograms by windows: one a row up to MAX_WINDOWS, then neighbours are merged and the window doubles."
-    def __init__(self): self.sums, self.first, self.last, self.width, self.open = [], [], [], 1, 0
-    def add(self, i, counts):                                             # counts: (layer, bin), NaN where not measured
-        if self.open and self.open < self.width:
-            a, b = pad(self.sums[-1], counts)
-            self.sums[-1] = np.where(np.isnan(a), b, np.where(np.isnan(b), a, a + b))
-            self.last[-1] = i
-            self.open    += 1
-            return
-        if len(self.sums) == MAX_WINDOWS:
-            most = max(len(s) for s in self.sums)
-            h, w = coarsen(np.stack([_grow(s, most) for s in self.sums]),
-                           pd.DataFrame(dict(first_iter=self.first, last_iter=self.last)), MAX_WINDOWS // 2)
-            self.sums, self.first, self.last = list(h), w.first_iter.tolist(), w.last_iter.tolist()
-            self.width *= 2
-        self.sums.append(counts); self.first.append(i); self.last.append(i)
-        self.open = 1
-
-def _grow(a, n): return a if len(a) >= n else np.concatenate([a, np.full((n - len(a), *a.shape[1:]), np.nan, a.dtype)])
-def pad(a, b):
-    n = max(len(a), len(b))
-    return _grow(a, n), _grow(b, n)
 
 
 def _mean(values, sizes):
@@ -105,7 +44,7 @@ class RecordBuilder:
         self.plan     = plan
         self.pending  = []
         self.chunks   = []                        # [({column of iters: [number of a row]}, {key: (row, layer)})]
-        self.windows  = {(p, s.name): _Windows() for p, w in plan.wanted.items() for s in w.hists}
+        self.windows  = {(p, s.name): Windows() for p, w in plan.wanted.items() for s in w.hists}
         self.sites, self.site_list = {}, []       # key -> number; [dict about the site]
         self.ends     = {p: [] for p in ENDS}     # [(path, dtype)] of the model's inputs and outputs
         self.param_at, self.param_list = {}, []   # qualified name -> number; [dict about the parameter]
@@ -389,7 +328,7 @@ class RecordBuilder:
             values['grad', 'placebo'] = self._stack([v['grad', 'placebo'] for _, v in chunks], orders['grad'])
         for key, w in self.windows.items():
             n = self.n_layers(key[0])
-            h = np.stack([_grow(s, n) for s in w.sums]) if w.sums else np.zeros((0, n, N_BINS), np.float32)
+            h = np.stack([grow(s, n) for s in w.sums]) if w.sums else np.zeros((0, n, N_BINS), np.float32)
             values[key]  = h[:, orders[key[0]]]
             windows[key] = pd.DataFrame(dict(first_iter=w.first, last_iter=w.last), dtype='int64')
         if self.plan.units: self._build_units(values, windows, units, orders['activation'])

@@ -18,7 +18,8 @@ from .parameter_reader import ParameterReader
 from .placebo import Placebo
 from .probes import snapshot, tensors, unwrap
 from .readers import Reference, choose
-from .record_builder import MIN_WINDOW, Part, RecordBuilder, Row
+from .record_builder import MIN_WINDOW, RecordBuilder
+from .rows import Part, Row
 
 
 class Watcher:
@@ -108,9 +109,10 @@ class Watcher:
         self.hooks.open(part, measured, dormancy)
         return part
 
-    def end_forward(self):
+    def end_forward(self, output=None):
+        "The model has answered; `output`: what."
         if self.parameters.lazy: self.parameters.attach(self.model, self.opt)   # lazy modules have made theirs now
-        self.hooks.end_forward()
+        self.hooks.end_forward(output)
 
     def suspend(self):
         "Stop looking (a validation inside a training batch); returns what `resume` wants."

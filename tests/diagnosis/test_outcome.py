@@ -7,7 +7,7 @@ import pytest
 from planted import FAULTS, Planted
 
 from fastgradstats import compare, diagnose, plot_small_gradients
-from fastgradstats.diagnosis.outcome import Outcome, outcome
+from fastgradstats.diagnosis.outcome import outcome
 
 def planted(loss, constant=2.3, g=.2, n=120, noise=.01, seed=0):
     p   = Planted(n)

@@ -195,7 +195,6 @@ def bounded():
         for m in model:
             if isinstance(m, nn.Linear): m.weight.data *= gain
         opt   = torch.optim.SGD(model.parameters(), .5 if at is None else 0.)
-        both  = []
         with watch(model, opt, activation=[s for s in [*DEFAULTS['activation'], 'frac_saturated'] if s not in without]) as w:
             for _ in range(60):
                 k = torch.randint(0, 128, (64,))

@@ -48,6 +48,20 @@ def same(rec, plain, prefix=''):
     assert np.isfinite(rec['activation', 'std']).all() and (rec.iters.bs == 8 * plain.accum).all()
 
 
+def test_accelerate():
+    from accelerate import Accelerator
+    a = Accelerator(cpu=True)
+    m, o = a.prepare(model := net(), torch.optim.SGD(model.parameters(), .1))
+    x, y = data()
+    batches = [(x[k:k + 8], y[k:k + 8]) for k in range(0, 48, 8)]
+    with watch(m, o) as w:
+        for x, y in batches:
+            a.backward(w.loss(nn.functional.cross_entropy(m(x), y)))
+            w.grads()
+            a.clip_grad_norm_(m.parameters(), .05)
+            o.step(); o.zero_grad()
+    same(w.record, Plain(net(), clip=.05).run(batches))
+
 @pytest.mark.parametrize('clip', [None, .05])
 def test_lightning(tmp_path, clip):
     L = pytest.importorskip('lightning')

@@ -162,7 +162,7 @@ def test_enter_that_fails_leaves_nothing(monkeypatch):
     assert not hooks(m) and not o._optimizer_step_pre_hooks and 'zero_grad' not in vars(o)
 
 def test_a_layer_replaced_widened_and_added_in_the_middle():
-    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m); rows = []
+    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m); 
     with watch(m, o) as w:
         for k, (x, y) in enumerate(batches(6)):
             if k == 2:
@@ -180,3 +180,13 @@ def test_a_layer_replaced_widened_and_added_in_the_middle():
     np.testing.assert_allclose(at('3.weight')[4:], [r['3.weight'] for r in got[4:]], rtol=1e-5)
     assert np.isnan(at('2.weight')[2:]).all() and np.isnan(at('3.weight')[:4]).all() and np.isfinite(rec.iters.lr).all()
     np.testing.assert_allclose(rec.iters.grad_norm, [np.sqrt(sum(v ** 2 for v in r.values())) for r in got], rtol=1e-5)
+
+def test_activation_functions_beside_modules_are_named():
+    class Beside(nn.Module):
+        def __init__(self): super().__init__(); self.net = mlp()
+        def forward(self, x): return torch.tanh(F.relu(self.net(x)) + 1)
+    for model, names in ((Beside(), {'relu', 'tanh'}), (mlp(), set()), (nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3), nn.ReLU6()), set())):
+        o = SGD(model.parameters(), .1)
+        with watch(model, o) as w:
+            for x, y in batches(): F.cross_entropy(model(x), y).backward(); o.step(); o.zero_grad()
+        assert {n.split(' (')[0] for n in w.record.meta['not_hooked']} == names

@@ -114,7 +114,6 @@ def test_the_advice_can_be_pasted_and_helps():
     import re
     import torch
     from fastgradstats import LayerStatsCallback, watch
-    from fastgradstats.measure.probes import PROBES
     def run(**settings):
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
