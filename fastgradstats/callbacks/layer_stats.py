@@ -34,6 +34,8 @@ def _tell(learn):
     print(facts(rec), diagnose(rec).verdict, sep='\n')
 
 
+OF_A_FIT = 'watcher', 'fit', 'epoch', 'start', 'constant', 'new', 'cut', 'paused'
+
 class _Live:
     "The part of a callback that is neither copied nor pickled."
     def __init__(self):
@@ -49,6 +51,7 @@ class _Live:
         self.paused   = None
         self.constant = None
         self.fit      = self.epoch = 0
+        self.outer    = []                                # of the fits within which this one runs
 
 
 def _arguments(cls):
@@ -144,14 +147,19 @@ class LayerStatsCallback(Callback):
 
     def _fit_begins(self, learn):
         if self.learn is not learn: self.learn = learn                # it has been given to another learner meanwhile
+        live = self._live
+        if live.fitting: live.outer.append({n: vars(live)[n] for n in OF_A_FIT})        # a fit within a fit
         self._leave()
-        self._live.fitting, self._live.nested, self._live.new = True, False, True
+        live.fitting, live.nested, live.new = True, False, True
 
     def _fit_ends(self):
         live = self._live
         self._leave()
         if live.last is not None: live.last.end_fit()
         live.fitting = live.nested = False
+        if not live.outer: return
+        vars(live).update(live.outer.pop(), fitting=True, i=live.life.iter if live.life else live.i)
+        if live.watcher: live.watcher.attach(self.learn.model, self.learn.opt)
 
     def before_train(self):
         live = self._live
@@ -176,6 +184,7 @@ class LayerStatsCallback(Callback):
         w    = live.watcher
         if w is None: return
         learn = self.learn
+        if learn.model is not w.outer: w.attach(learn.model, learn.opt)                 # it has been replaced
         w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=live.epoch,
                 left=learn.n_iter - learn.iter, t=time.perf_counter() - live.start)
         live.i += 1
