@@ -70,12 +70,13 @@ class Comparison:
     verdict.
 
     Example:
-        c = compare({'default': rec0, 'kaiming': rec1})
+        c = Comparison({'default': rec0, 'kaiming': rec1})          # what compare gives
         c.verdict                                         # the answer, in one paragraph
         c.table.query("statistic == 'norm'")              # medians, least and most over the seeds
     """
 
-    def __init__(self, runs, first=FIRST, last=LAST, upto=None, layer=None):
+    def __init__(self, runs: Mapping, first: int = FIRST, last: int = LAST, upto: int | None = None,
+                 layer: str | None = None):
         if not isinstance(runs, Mapping) or not runs:
             raise TypeError(f"compare takes a mapping {{name: Record or list of Records}}, for example compare({{'a': "
                             f"rec_a, 'b': [rec_b0, rec_b1]}}); got {type(runs).__name__}{'' if runs else ', empty'}")

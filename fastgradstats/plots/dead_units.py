@@ -19,7 +19,7 @@ LEAKY = ("Dead: the unit's output never varied over the window. "
 def plot_dead_chart(
     rec: Record,                  # with ('activation', 'frac_dead')
     *,
-    layers=None,                  # name, glob, index or a list of these
+    layers: str | int | list | None = None,   # name, glob, index or a list of these
     ax: Axes | None = None,
 ) -> Axes:                        # the Axes
     """Share of dead units of every layer over the windows and, where recorded, how many were born dead, died, revived.
@@ -29,7 +29,7 @@ def plot_dead_chart(
         ValueError: no layer matches `layers`.
 
     Example:
-        plot_dead_chart(rec, layers='layer4.*')
+        plot_dead_chart(rec, layers=[0, -1])
     """
     read(rec, DEAD_UNITS)
     idx = pick_layers(rec, 'activation', layers)

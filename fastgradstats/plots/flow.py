@@ -13,7 +13,7 @@ from .labels import heading, label
 def plot_grad_flow(
     rec: Record,
     *,
-    iters=None,                   # where ten measured iterations begin; by default the first, two in between, the last
+    iters: list | None = None,    # where ten measured iterations begin; by default the first, two between, the last
     stat: str = 'norm',           # statistic of `probe`
     probe: str = 'grad',          # where
     ax: Axes | None = None,
@@ -25,7 +25,7 @@ def plot_grad_flow(
         ValueError: `iters` are not in the record.
 
     Example:
-        plot_grad_flow(rec, iters=[0, 100], stat='abs_mean')
+        plot_grad_flow(rec, iters=[0, 10], stat='abs_mean')
     """
     key  = (probe, stat)
     v    = read(rec, key)

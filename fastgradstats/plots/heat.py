@@ -21,7 +21,7 @@ def plot_heat(
     rec: Record,
     key: tuple = ('grad', 'norm'),    # (probe, statistic); not a histogram
     *,
-    layers=None,                  # name, glob, index or a list of these; all by default
+    layers: str | int | list | None = None,   # name, glob, index or a list of these; all by default
     log: bool | None = None,      # logarithmic colours; by default where the values span more than a factor of 20
     ax: Axes | None = None,
 ) -> Axes:                        # the Axes

@@ -20,7 +20,7 @@ def plot_lines(
     rec: Record | dict,           # Record, or {name: Record or list of the Records of several seeds}
     key: tuple | str = ('grad', 'norm'),      # (probe, statistic), or a column of `rec.iters` such as 'loss'
     *,
-    layers=None,                  # name, glob, index or a list; all, or of several records the second weight layer
+    layers: str | int | list | None = None,   # name, glob, index or a list; all, or the second weight of several
     smooth: int | None = None,    # iterations of a centred rolling median
     log: bool | None = None,      # logarithmic y; by default where the values span more than a factor of 20
     ax: Axes | None = None,

@@ -34,7 +34,7 @@ def plot_small_gradients(
         ValueError: no layer matches, or no iteration has a positive loss and a finite gradient.
 
     Example:
-        plot_small_gradients({'default': rec0, 'kaiming': [rec1, rec2]}, layer='1.weight')
+        plot_small_gradients({'default': rec0, 'kaiming': [rec1, rec2]}, layer=1)
     """
     groups = as_groups(recs, 'plot_small_gradients')
     paths  = {name: [_path(r, layer, name) for r in seeds] for name, seeds in groups.items()}

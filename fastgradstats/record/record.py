@@ -5,6 +5,7 @@ kept by windows (`hist`, `frac_dead`, `frac_dormant`) is `(window, layer, ...)`,
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 from os import PathLike
 
@@ -31,14 +32,14 @@ class Record:
     __slots__ = ('_iters', '_epochs', '_layers', '_values', '_windows', '_units', '_bins', '_meta', '__weakref__')
 
     def __init__(self,
-        iters,                        # DataFrame, one line a row, with the columns of ITER_COLS
-        values,                       # {(probe, statistic): array (row, layer) or (window, layer, ...)}
-        layers,                       # {probe: DataFrame with at least `layer`}, in order of first use
-        windows=None,                 # {(probe, statistic): DataFrame first_iter, last_iter}; the keys kept by windows
-        units=None,                   # {layer: int8 array (window, unit)} of ALIVE, DEAD, NONFINITE, UNSEEN
-        epochs=None,                  # DataFrame: validation loss and metrics, one line an epoch
+        iters: pd.DataFrame,          # DataFrame, one line a row, with the columns of ITER_COLS
+        values: Mapping,              # {(probe, statistic): array (row, layer) or (window, layer, ...)}
+        layers: Mapping,              # {probe: DataFrame with at least `layer`}, in order of first use
+        windows: Mapping | None = None,  # {(probe, statistic): DataFrame first_iter, last_iter} of keys kept by windows
+        units: Mapping | None = None,     # {layer: int8 array (window, unit)} of ALIVE, DEAD, NONFINITE, UNSEEN
+        epochs: pd.DataFrame | None = None,   # DataFrame: validation loss and metrics, one line an epoch
         bins: Bins | None = None,     # Bins of the histograms
-        meta=None,                    # versions, configuration, model, cost, what was not hooked and why
+        meta: dict | None = None,     # versions, configuration, model, cost, what was not hooked and why
     ):
         put     = object.__setattr__
         iters   = pd.DataFrame(iters)

@@ -282,10 +282,14 @@ def test_where_one_of_two_is_enough_both_must_be_gone(real):
         rep = diagnose(less(real, *gone))
         assert name in [s.rule for s in rep.skipped] and name not in rep.checked
 
-@pytest.mark.parametrize('key', [('grad', 'norm'), ('iters', 'loss'), ('iters', 'loss_constant')])
-def test_converged_rests_on_the_gradient_and_on_both_losses(key):
+@pytest.mark.parametrize('key', [('grad', 'norm'), ('iters', 'loss')])
+def test_converged_rests_on_the_gradient_and_on_the_loss(key):
     rec = converged().record()
     assert verdicts(diagnose(rec)) == {'converged'} and 'converged' not in verdicts(diagnose(less(rec, key)))
+
+def test_converged_without_the_constant_answer_is_a_loss_of_which_little_is_left():
+    rec = less(converged().record(), ('iters', 'loss_constant'))
+    assert rec.iters.loss.iloc[-1] < .1 * rec.iters.loss.iloc[0] and verdicts(diagnose(rec)) == {'converged'}
 
 def test_without_the_constant_answer_it_is_said(real):
     rep = diagnose(less(real, ('iters', 'loss_constant')))
