@@ -120,7 +120,7 @@ class Watch:
         "Read the true gradient now: after unscaling, before clipping."
         self._begun()
         self.builder.meta['grad_is'] = 'the true gradient, read at w.grads()'
-        if self.watcher.parameters.all and self.row is None: self._read()
+        if self.row is None and any(p.grad is not None for _, p in self.watcher.parameters.trained): self._read()
 
     # --- on and off --------------------------------------------------------------------------------------------------
 
@@ -205,6 +205,7 @@ class Watch:
         "A backward pass has reached the model's answer."
         task = torch._C._current_graph_task_id()
         if task in part.tasks: return
+        if not self.stepping: self.row = None     # what was read before is no longer what there is
         if task not in self.watcher.parameters.tasks and self._zeroed_by_hand(): self._drop()
         part.tasks.add(task)
 

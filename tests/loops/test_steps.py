@@ -191,3 +191,15 @@ def test_gain_in_a_plain_loop():
             want.append(float(F.cross_entropy(out.detach().mean(0, keepdim=True).expand_as(out), y)))
             w.loss(loss, out, y).backward(); o.step(); o.zero_grad()
     np.testing.assert_allclose(w.record.iters.loss_constant, want, rtol=1e-5)
+
+def test_gradients_read_too_early_or_twice():
+    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m)
+    with watch(m, o) as w:
+        w.grads()                                                        # nothing is there yet
+        for x, y in batches():
+            o.zero_grad()
+            for _ in range(2):
+                F.cross_entropy(m(x), y).backward()
+                w.grads(); w.grads()
+            p.before(); o.step(); p.after()
+    same(w.record, p)
