@@ -12,7 +12,7 @@ import torch
 
 from .clock import timed
 from .probes import (OUTPUTS, PARAMETERS, bounds_of, functions_in, is_compiled, is_leaf, may_be_nonlinear, named,
-                     only_reshapes, sites_of, tensors, unit_axis, unwrap)
+                     nodes_within, only_reshapes, sites_of, tensors, unit_axis, unwrap)
 from .reductions import base, plain
 from .rows import Part
 
@@ -58,7 +58,7 @@ class ModuleHooks:
         self.scale   = None                       # what the loss is multiplied by
         self.last_mark, self.calls = ('', -1), {}
         self.dormancy = False                     # whether dormant units are read in this pass
-        self.nodes    = []                        # of autograd, left by modules in the first pass; None: it is over
+        self.nodes    = set()                     # of autograd, left by modules in the first pass; None: it is over
         # sites: without a graph in this forward pass (a reentrant checkpoint), not told apart when run again, whose
         # gradient was asked for, for which it came
         self.blind, self.doubtful, self.asked, self.answered = set(), set(), set(), set()
@@ -194,7 +194,7 @@ class ModuleHooks:
         if axis is None: axis = self.last_mark[1]
         for path, t in tensors(output):
             if not t.is_floating_point(): self.unreal(name + path, t); continue
-            if self.nodes is not None: self.nodes.append(t.grad_fn)
+            if self.nodes is not None: self.nodes |= nodes_within(args, t)
             site = self.builder.sites.get((name, path, after))
             if site is None:
                 if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity

@@ -160,11 +160,22 @@ ACTIVATIONS = {f'{n}Backward': n.lower() for n in (
     'Relu', 'Relu6', 'Hardtanh', 'Tanh', 'Sigmoid', 'Gelu', 'Silu', 'Elu', 'Celu', 'Selu', 'LeakyRelu', 'Softplus',
     'Mish', 'Hardswish', 'Hardsigmoid', 'Softmax', 'LogSigmoid', 'Glu', 'Threshold', 'PreluKernel')}
 
+def nodes_within(args, out):
+    "The autograd nodes that a module has left between what it was given and its output."
+    ends = {t.grad_fn for _, t in tensors(args)} - {out.grad_fn}          # equal where it has worked in place
+    todo, found = [out.grad_fn], set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in found or node in ends: continue
+        found.add(node)
+        todo += [n for n, _ in node.next_functions]
+    return found
+
 def functions_in(outputs, seen):
     """The names of activation functions in the graph of a model's outputs that none of its modules was seen to leave.
     `seen`: the autograd nodes of the outputs of modules."""
     todo = [t.grad_fn for _, t in tensors(outputs) if t.grad_fn is not None]
-    seen, known, found = set(seen), set(), set()
+    known, found = set(), set()
     while todo:
         node = todo.pop()
         if node in known: continue

@@ -2,7 +2,6 @@
 are those that a callback reads just before the step."""
 import numpy as np
 import pytest
-import torch
 from torch import nn
 from fastai.callback.core import Callback
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastgradstats import watch
+from fastgradstats import GeneralRelu, watch
 from plain import Plain, batches, hooks, mlp, same
 
 SGD = torch.optim.SGD
@@ -185,7 +185,8 @@ def test_activation_functions_beside_modules_are_named():
     class Beside(nn.Module):
         def __init__(self): super().__init__(); self.net = mlp()
         def forward(self, x): return torch.tanh(F.relu(self.net(x)) + 1)
-    for model, names in ((Beside(), {'relu', 'tanh'}), (mlp(), set()), (nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3), nn.ReLU6()), set())):
+    for model, names in ((Beside(), {'relu', 'tanh'}), (mlp(), set()), (nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 3), nn.ReLU6()), set()),
+                         (nn.Sequential(nn.Linear(6, 4), GeneralRelu(.1, .4, 6.), nn.Linear(4, 3)), set())):
         o = SGD(model.parameters(), .1)
         with watch(model, o) as w:
             for x, y in batches(): F.cross_entropy(model(x), y).backward(); o.step(); o.zero_grad()

@@ -265,7 +265,7 @@ def test_transformer_encoder():
     with pytest.warns(UserWarning, match='out_proj'):
         rec, _ = both(Encoder, sequences(), {n: n for n in leaves})
     assert layers(rec) == leaves                                          # in forward order, although norm1 is defined later
-    assert set(rec.meta['not_hooked']) == {f'body.layers.{k}.self_attn.out_proj' for k in range(2)}
+    assert set(rec.meta['not_hooked']) == {*(f'body.layers.{k}.self_attn.out_proj' for k in range(2)), 'relu (a function)'}
     names = layers(rec, 'grad')
     assert names[0] == 'up.weight' and names[-1] == 'head.bias'
     assert names.index('body.layers.0.self_attn.in_proj_weight') < names.index('body.layers.0.norm1.weight')
@@ -656,7 +656,8 @@ def test_called_through_forward_is_named_once():
         rec, _ = both(ByForward, vectors(), dict(act='act'), epochs=3)
     told = [str(w.message) for w in told if 'fastgradstats' in str(w.message)]
     assert len(told) == 1 and 'quiet' in told[0] and 'never called' in told[0]
-    assert rec.meta['not_hooked'] == {'quiet': 'its forward was never called as a module'} and 'quiet' in repr(rec)
+    assert rec.meta['not_hooked']['quiet'] == 'its forward was never called as a module' and 'quiet' in repr(rec)
+    assert set(rec.meta['not_hooked']) == {'quiet', 'tanh (a function)'}            # what its forward did
 
 def test_module_list_is_named():
     with pytest.warns(UserWarning, match='lins .its forward was never called'):
