@@ -23,7 +23,7 @@ from .probes import PROBES, tensors
 from .rows import Part, Row
 from .watcher import Watcher
 
-WAITING = 16                      # forward passes without a backward pass that are kept: an average of models runs many
+WAITING = 256                     # forward passes without a backward pass that are kept: a look at the model runs many
 
 
 class Listeners:
@@ -78,6 +78,7 @@ class Watch:
         self.versions = {}                        # of parameters that the optimizer does not have, after its last step
         self.pred     = None                      # what the model answered, until `loss` has seen it
         self.start    = None                      # when it began
+        self.depth    = 0                         # how deep in calls of the model, which may call itself
         self.handles  = []
         self.baseline, self.loss_func = BaselineLoss(self.builder), loss_func
         self.builder.meta['grad_is'] = 'as the step consumes it'
@@ -125,6 +126,7 @@ class Watch:
     # --- on and off --------------------------------------------------------------------------------------------------
 
     def __enter__(self):
+        if self.handles: raise ValueError('this watch is already open: leave it first, or make another with watch(...)')
         try: self._enter()
         except BaseException:
             self._leave()
@@ -141,7 +143,7 @@ class Watch:
         self.start    = time.perf_counter()
         if not why_no_hooks(self.model) or type(self.model).__name__ == 'OptimizedModule':
             self.handles.append(self.model.register_forward_pre_hook(Hook(self, '_before'), with_kwargs=True))
-            self.handles.append(self.model.register_forward_hook(Hook(self, '_after')))
+            self.handles.append(self.model.register_forward_hook(Hook(self, '_after'), always_call=True))
         for o in opts:
             self.handles.append(o.register_step_pre_hook(self._before_step))
             self.handles.append(o.register_step_post_hook(self._after_step))
@@ -162,7 +164,7 @@ class Watch:
 
     def _leave(self):
         for h in self.handles: h.remove()
-        self.handles, self.pred = [], None
+        self.handles, self.pred, self.depth = [], None, 0
         self.passes.clear()
         self.watcher.detach()
 
@@ -171,7 +173,10 @@ class Watch:
     def _before(self, place, m, args, kwargs):
         if not (m.training and torch.is_grad_enabled()) or in_transform(): return
         w = self.watcher
-        if not (self.closure and self.closure.running): self.stepping, self.closure = 0, None     # a step that raised
+        self.depth += 1
+        if self.depth > 1: return                 # a model that calls itself
+        if self.stepping and not (self.closure and self.closure.running):                # a step that raised is over
+            self.stepping, self.closure, self.row = 0, None, None
         if self._zeroed_by_hand(): self._drop()
         w.follow()
         i    = self.i + sum(bool(p.tasks) for p in self.passes)
@@ -180,18 +185,27 @@ class Watch:
                            w.plan.window and self.builder.now_rows + 1 == w.plan.window)
         self.passes.append(part)
         while sum(not p.tasks for p in self.passes) > WAITING:
-            self.passes.remove(next(p for p in self.passes if not p.tasks))
+            old = next(p for p in self.passes if not p.tasks)
+            old.open = False
+            self.passes.remove(old)
         if w.hooks.mode:
             x = (*args, kwargs) if kwargs else args
             w.capture_end('input', x[0] if len(x) == 1 else x, part)
 
     def _after(self, place, m, args, out):
         w = self.watcher
-        if not (m.training and torch.is_grad_enabled()) or w.hooks.part is None or in_transform(): return
+        if not torch.is_grad_enabled() or not m.training or in_transform(): return
+        self.depth -= 1
+        if self.depth or w.hooks.part is None: return
+        if out is None:                           # it has raised
+            if w.hooks.part in self.passes: self.passes.remove(w.hooks.part)
+            w.hooks.part.open, w.hooks.mode = False, OFF
+            return
         part, measured = w.hooks.part, w.hooks.mode != OFF
         if measured: w.capture_end('output', out, part)
         w.end_forward(out)
-        asked = [t.register_hook(Hook(self, '_came_back', part)) for _, t in tensors(out) if t.requires_grad]
+        asked = [t.register_hook(Hook(self, '_came_back', part)) for _, t in tensors(out)
+                 if t.requires_grad and not t.is_leaf]
         if not asked:
             part.tasks = None                     # it cannot be seen when it runs backwards: when any does
             if not any(True for _ in tensors(out)):
@@ -205,6 +219,8 @@ class Watch:
         "A backward pass has reached the model's answer."
         task = torch._C._current_graph_task_id()
         if task in part.tasks: return
+        if not part.open and part not in self.passes:
+            self.builder.ignore('some passes', f'more than {WAITING} ran before their backward pass, or it ran twice')
         if not self.stepping: self.row = None     # what was read before is no longer what there is
         if task not in self.watcher.parameters.tasks and self._zeroed_by_hand(): self._drop()
         part.tasks.add(task)
@@ -235,10 +251,13 @@ class Watch:
 
     def _new_row(self, found=None):
         row = Row(self.watcher.plan.due(self.builder.rows, self.i), (0, 0, time.perf_counter() - self.start))
+        return row
+
+    def _rates(self, row):
+        "The learning rates with which the step is taken."
         groups  = self.opt.param_groups
         row.lrs = [float(g['lr']) if 'lr' in g else math.nan for g in groups]
         row.mom = groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0])
-        return row
 
     def _read(self, exact=False, scale=None):
         "The gradients as they are now."
@@ -256,6 +275,7 @@ class Watch:
         if not callable(closure):
             now = self.row is None
             if now: self._read(scale=self.unscale)
+            self._rates(self.row)
             ps.used(self.row, now, sure=False, scale=self.unscale)
             ps.weights(self.row)
             return
@@ -287,6 +307,7 @@ class Watch:
         out  = step()
         if self.builder.rows == rows and self.watcher.parameters.tasks:
             self._read(exact=True)
+            self._rates(self.row)
             self.watcher.parameters.no_updates(self.row)
             self._finish(self.row)
         return out
@@ -323,6 +344,7 @@ class _Closure:
         ps = watch.watcher.parameters
         ps.got   = [(i, p) for i, p in ps.trained if i in ps.group]
         self.row = watch._new_row()
+        watch._rates(self.row)
         ps.weights(self.row)
         self.kept = ps.got
 

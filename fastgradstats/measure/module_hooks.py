@@ -58,7 +58,7 @@ class ModuleHooks:
         self.scale   = None                       # what the loss is multiplied by
         self.last_mark, self.calls = ('', -1), {}
         self.dormancy = False                     # whether dormant units are read in this pass
-        self.nodes    = set()                     # of autograd, left by modules in the first pass; None: it is over
+        self.nodes    = set() if self.plan.modules is None else None   # of autograd, left by modules; None: it is over
         # sites: without a graph in this forward pass (a reentrant checkpoint), not told apart when run again, whose
         # gradient was asked for, for which it came
         self.blind, self.doubtful, self.asked, self.answered = set(), set(), set(), set()
@@ -118,8 +118,8 @@ class ModuleHooks:
     def end_forward(self, output=None):
         "`output`: what the model answered; the first time, activation functions that are no modules are named."
         if self.spare and self.mode == FORWARD: self._choose()
-        if self.nodes is not None and self.mode == FORWARD and self.targets and self.plan.modules is None:
-            for name in functions_in(output, self.nodes):
+        if self.nodes is not None and self.mode == FORWARD:
+            for name in functions_in(output, self.nodes) if self.targets else ():
                 self.builder.ignore(f'{name} (a function)', 'it was called as a function, not as a module')
             self.nodes = None
         self.mode = OFF
@@ -200,7 +200,7 @@ class ModuleHooks:
                 if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity
                 site = self.builder.add_site((name, path, after), type(module).__name__, t.shape[1:])
             if 'activation' in self.plan.stats: self._read_site((name, path, after), site, base(t), axis, bounds)
-            if   t.requires_grad:               self._ask(t, site, bounds)
+            if   t.requires_grad and not t.is_leaf: self._ask(t, site, bounds)
             elif not torch.is_grad_enabled():   self.blind.add(site)
 
     def _read_site(self, key, site, t, axis, bounds):

@@ -191,3 +191,57 @@ def test_activation_functions_beside_modules_are_named():
         with watch(model, o) as w:
             for x, y in batches(): F.cross_entropy(model(x), y).backward(); o.step(); o.zero_grad()
         assert {n.split(' (')[0] for n in w.record.meta['not_hooked']} == names
+
+def test_many_passes_before_one_backward():
+    m = mlp(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for _ in range(2):
+            sum(m(torch.randn(1, 6)).sum() for _ in range(40)).backward()
+            o.step(); o.zero_grad()
+    assert w.record.iters.bs.tolist() == [40, 40]
+
+def test_a_parameter_that_is_answered_keeps_no_hook():
+    class Uncertain(nn.Module):
+        def __init__(self): super().__init__(); self.net, self.log_var = mlp(), nn.Parameter(torch.zeros(3))
+        def forward(self, x): return self.net(x), self.log_var
+    m = Uncertain(); o = SGD(m.parameters(), .1); p = Plain(m)
+    with watch(m, o, grad_output=['norm']) as w:
+        for x, y in batches():
+            out, v = m(x)
+            (F.cross_entropy(out, y) + v.sum()).backward(); p.before(); o.step(); p.after(); o.zero_grad()
+    same(w.record, p)
+    assert not m.log_var._backward_hooks
+
+def test_a_model_that_calls_itself():
+    class Tree(nn.Module):
+        def __init__(self): super().__init__(); self.l, self.act = nn.Linear(6, 6), nn.ReLU()
+        def forward(self, x, depth=2): return self.act(self.l(self(x, depth - 1) if depth else x))
+    m = Tree(); o = SGD(m.parameters(), .1); p = Plain(m); want = []
+    with watch(m, o) as w:
+        for x, _ in batches():
+            hs = [x]
+            for _ in range(3): hs.append(torch.relu(m.l(hs[-1])).detach())
+            want.append(float(torch.cat(hs[1:]).mean()))
+            m(x).square().mean().backward(); p.before(); o.step(); p.after(); o.zero_grad()
+    same(w.record, p)
+    np.testing.assert_allclose(w.record['activation', 'mean'][:, 0], want, rtol=1e-5)
+    assert (w.record.iters.bs == 8).all()
+
+def test_a_watch_is_entered_once():
+    m = mlp(); o = SGD(m.parameters(), .1); w = watch(m, o)
+    with w:
+        with pytest.raises(ValueError, match='already open'): w.__enter__()
+        x, y = batches()[0]
+        F.cross_entropy(m(x), y).backward(); o.step()
+    assert len(w.record) == 1 and not hooks(m, o)
+
+def test_a_forward_pass_that_raises_ends_nothing():
+    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m)
+    with watch(m, o, grad_output=['norm']) as w:
+        for k, (x, y) in enumerate(batches()):
+            if k == 1:
+                with pytest.raises(RuntimeError): m(x[:, :3])
+            F.cross_entropy(m(x), y).backward(); p.before(); o.step(); p.after(); o.zero_grad()
+    same(w.record, p)
+    assert (w.record.iters.bs == 8).all() and np.isfinite(w.record['grad_output', 'norm']).all()
+    assert not w.record.meta['not_observed']

@@ -203,3 +203,30 @@ def test_gradients_read_too_early_or_twice():
                 w.grads(); w.grads()
             p.before(); o.step(); p.after()
     same(w.record, p)
+
+def test_the_row_after_a_step_that_raised_is_its_own():
+    class Fails(SGD):
+        broken = False
+        def step(self, closure=None):
+            if self.broken: raise ArithmeticError
+            return super().step(closure)
+    m = mlp(); o = Fails(m.parameters(), .1); p = Plain(m)
+    with watch(m, o) as w:
+        for k, (x, y) in enumerate(batches()):
+            F.cross_entropy(m(x * (1 + 99 * (k == 1))), y).backward()
+            o.broken = k == 1
+            if o.broken:
+                with pytest.raises(ArithmeticError): o.step()
+            else: p.before(); o.step(); p.after()
+            o.zero_grad()
+    same(w.record, p)
+    np.testing.assert_allclose(w.record.iters.clip_factor, 1)
+
+def test_the_rate_is_that_of_the_step():
+    m = mlp(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for k, (x, y) in enumerate(batches()):
+            F.cross_entropy(m(x), y).backward(); w.grads()
+            o.param_groups[0]['lr'] = .01 * (k + 1)
+            o.step(); o.zero_grad()
+    np.testing.assert_allclose(w.record.iters.lr, [.01, .02, .03, .04])
