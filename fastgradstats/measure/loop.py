@@ -249,7 +249,7 @@ class Watch:
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
-    def _new_row(self, found=None):
+    def _new_row(self):
         row = Row(self.watcher.plan.due(self.builder.rows, self.i), (0, 0, time.perf_counter() - self.start))
         return row
 
