@@ -34,7 +34,7 @@ def _tell(learn):
     print(facts(rec), diagnose(rec).verdict, sep='\n')
 
 
-OF_A_FIT = 'watcher', 'fit', 'epoch', 'start', 'constant', 'new', 'cut', 'paused'
+OF_A_FIT = 'watcher', 'fit', 'epoch', 'start', 'baseline', 'new', 'cut', 'paused'
 
 class _Live:
     "The part of a callback that is neither copied nor pickled."
@@ -49,7 +49,7 @@ class _Live:
         self.life     = None
         self.start    = 0.
         self.paused   = None
-        self.constant = None
+        self.baseline = None
         self.fit      = self.epoch = 0
         self.outer    = []                                # of the fits within which this one runs
 
@@ -170,10 +170,11 @@ class LayerStatsCallback(Callback):
             w = life.of[self] = Watcher(self.layer_plan)
             w.builder.meta['grad_is'] = 'the true gradient: unscaled, before clipping'
             life.watchers.append(w)
-        if live.new or live.constant is None:
+        if live.new or live.baseline is None:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
-            live.constant = BaselineLoss(w.builder)
+            live.baseline = BaselineLoss(w.builder)
+            w.builder.meta['planned'] = life.iter + self.learn.n_epoch * len(self.learn.dls.train)
         live.i, live.life, live.cut = life.iter, life, False
         w.attach(self.learn.model, self.learn.opt)
         live.watcher = live.last = w
@@ -200,7 +201,7 @@ class LayerStatsCallback(Callback):
     def after_loss(self):
         live, learn = self._live, self.learn
         if live.watcher is None or not len(learn.yb): return
-        live.watcher.loss(learn.loss, lambda: live.constant(learn.loss_func, learn.pred, learn.yb))
+        live.watcher.loss(learn.loss, lambda: live.baseline.both(learn.loss_func, learn.pred, learn.yb))
         if live.watcher.dose: live.watcher.placebo(learn.model, learn.pred, learn.loss_grad)
 
     def before_backward(self):
@@ -237,13 +238,13 @@ class LayerStatsCallback(Callback):
 
     def after_epoch(self):
         live = self._live
-        if live.fitting and not live.nested and not live.new and live.constant is not None: self._take_epoch()
+        if live.fitting and not live.nested and not live.new and live.baseline is not None: self._take_epoch()
 
     def after_fit(self):
         live = self._live
         if live.fitting: live.nested = False; return                  # of a validation inside the fit
-        if live.new or live.constant is None: return                 # nothing was trained: validate, get_preds, summary
-        live.constant = None
+        if live.new or live.baseline is None: return                 # nothing was trained: validate, get_preds, summary
+        live.baseline = None
         if self.layer_verbose and live.last.builder.rows and not live.last.builder.elsewhere: _tell(self.learn)
 
     def _leave(self, keep=False):

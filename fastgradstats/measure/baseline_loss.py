@@ -1,4 +1,5 @@
-"The loss of a batch when every example is given the same answer: what answering without looking at the input costs."
+"""The loss of a batch when every example is given the same answer: what answering without looking at the input costs.
+That answer is the batch's own mean output (`loss_constant`), or the best one of the batches before (`loss_prior`)."""
 from __future__ import annotations
 
 import collections
@@ -13,6 +14,10 @@ from .reductions import base
 from .rng import unchanged_random_state
 
 
+TRIED  = 50                       # batches in which every kind of prior is asked; then the one that cost least
+MEMORY = .9                       # of the running mean outputs
+
+
 class BaselineLoss:
     """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a
     loss that draws random numbers or that changes a buffer is found out at its first use."""
@@ -20,6 +25,9 @@ class BaselineLoss:
         self.builder, self.off = builder, False
         self.draws      = None                    # whether it draws random numbers of torch's, once it is known
         self.class_axis = None                    # of the answers, if the loss is what `_cross_entropy` computes
+        self.counts     = None                    # of the classes, in the batches before
+        self.means      = {}                      # ('outputs' or 'targets', shape) -> (mean, batches)
+        self.costs, self.batches = {}, 0          # kind of prior -> what it has cost; how many batches were asked
 
     def _give_up(self, why):
         self.off = True
@@ -39,10 +47,87 @@ class BaselineLoss:
     def _read(self, loss_func, pred, yb):
         quick = None if self.class_axis is None else _cross_entropy(pred, yb, self.class_axis)
         if quick is not None: return quick
-        mean = pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous()
-        if self.draws is None: return self._first(loss_func, mean, yb)
-        if not self.draws:     return loss_func(mean, *yb)
-        with unchanged_random_state(pred.device): return loss_func(mean, *yb)
+        return self._asked(loss_func, pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous(), yb)
+
+    def _asked(self, loss_func, answer, yb):
+        if self.draws is None: return self._first(loss_func, answer, yb)
+        if not self.draws:     return loss_func(answer, *yb)
+        with unchanged_random_state(answer.device): return loss_func(answer, *yb)
+
+    def both(self, loss_func, pred, yb):
+        "The loss of the batch's mean answer, and of the best one of the batches before."
+        return self(loss_func, pred, yb), self.prior(loss_func, pred, yb)
+
+    # --- the best answer of the batches before -----------------------------------------------------------------------
+
+    def prior(self, loss_func, pred, yb):
+        """The loss of a batch when every example is given one answer, chosen by the batches before this one: log
+        frequencies of the classes; the mean target, its logarithm or its logit; the running mean output. Whichever
+        has cost least. It is never fitted to the batch that it is asked about, so few examples do not flatter it."""
+        if self.off or not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or not pred.dim():
+            return math.nan
+        pred, y = base(pred).detach(), _target(yb)
+        with torch.no_grad():
+            axis  = _axis_of_classes(pred, y) if self.class_axis is None else self.class_axis % pred.dim()
+            exact = self.class_axis is not None and _axis_of_classes(pred, y, axis) == axis
+            try: return self._frequent(pred, y, axis) if exact else self._cheapest(loss_func, pred, yb, y, axis)
+            finally: self._learn(pred, y, axis)
+
+    def _logp(self, pred, axis):
+        n = pred.shape[axis]
+        c = self.counts if self.counts is not None and len(self.counts) == n else \
+            torch.zeros(n, dtype=torch.float64 if pred.device.type != 'mps' else torch.float32, device=pred.device)
+        return torch.log((c + 1) / (c.sum() + n))
+
+    def _frequent(self, pred, y, axis):
+        "The cross-entropy of the classes' frequencies."
+        seen = _counts(y, pred.shape[axis])
+        return -(seen * self._logp(pred, axis)).sum() / seen.sum()
+
+    def _cheapest(self, loss_func, pred, yb, y, axis):
+        "Of the priors of every kind, that which has cost least until now."
+        answers = self._answers(pred, axis)
+        losses  = {}
+        for kind in [k for k in answers if self.batches < TRIED or k in self.costs]:
+            try: losses[kind] = self._asked(loss_func, answers[kind].to(pred.dtype).expand_as(pred).contiguous(), yb)
+            except Exception: self.costs.pop(kind, None)
+        losses = {k: base(v).detach().mean() for k, v in losses.items() if isinstance(v, torch.Tensor)}
+        if not losses: return math.nan
+        worst, self.batches = torch.finfo(pred.dtype).max, self.batches + 1
+        for k, v in losses.items():
+            v = v.nan_to_num(worst, worst)
+            self.costs[k] = self.costs.get(k, 0) + v / TRIED
+        kinds = list(losses)
+        best  = torch.stack([self.costs[k] for k in kinds]).argmin()
+        if self.batches == TRIED and not pred.is_cuda: self.costs = {kinds[best]: self.costs[kinds[best]]}
+        return torch.stack([losses[k] for k in kinds])[best]
+
+    def _answers(self, pred, axis):
+        "{kind of prior: one example's answer}"
+        mean = self.means.get(('outputs', pred.shape[1:]))
+        out  = dict(output=pred.mean(0, keepdim=True) if mean is None else mean[0])
+        if axis is not None:
+            out['frequencies'] = self._logp(pred, axis).view(1, *[-1 if k == axis else 1 for k in range(1, pred.dim())])
+        t = self.means.get(('targets', pred.shape[1:]))
+        if t is not None:
+            out.update(target=t[0], log=t[0].clamp(min=1e-6).log(), logit=t[0].clamp(1e-6, 1 - 1e-6).logit())
+        return out
+
+    def _learn(self, pred, y, axis):
+        "Take this batch among those that priors are chosen by."
+        if axis is not None:
+            seen = _counts(y, pred.shape[axis])
+            self.counts = seen if self.counts is None or len(self.counts) != len(seen) else self.counts + seen
+            if self.class_axis is not None: return
+        self._mean('outputs', pred, MEMORY)
+        if y is not None and axis is None and y.numel() == pred.numel(): self._mean('targets', y.reshape(pred.shape), 1)
+
+    def _mean(self, what, x, memory):
+        "A running mean over batches, of all alike (memory=1), or of late ones above all."
+        key, x  = (what, x.shape[1:]), x.to(torch.float32).mean(0, keepdim=True)
+        old, n  = self.means.get(key, (x, 0))
+        share   = max(1 / (n + 1), 1 - memory)
+        self.means[key] = old + share * (x - old), n + 1
 
     def _first(self, loss_func, mean, yb):
         kept = _state_of(loss_func)
@@ -56,6 +141,24 @@ class BaselineLoss:
             self.draws = mean.is_cuda or not torch.equal(before[0], torch.get_rng_state())
         if changed: why = 'the loss function changes its own buffers or attributes'
         return self._give_up(why) if why else out
+
+def _target(yb):
+    "The targets, where they are one tensor of numbers."
+    y = yb[0] if len(yb) == 1 and isinstance(yb[0], torch.Tensor) else None
+    return None if y is None or y.is_complex() else base(y).detach()
+
+def _axis_of_classes(pred, y, only=None):
+    "The axis of `pred` that integer targets lack, as those of classes do; None where there is none such."
+    if y is None or y.dtype not in (torch.int64, torch.int32, torch.uint8) or y.dim() != pred.dim() - 1: return
+    axes = (1, pred.dim() - 1) if only is None else (only,)
+    return next((k for k in axes if 0 < k < pred.dim() and y.shape == pred.shape[:k] + pred.shape[k + 1:]), None)
+
+def _counts(y, n):
+    "How often each of n classes is in the targets; others, as torch's ignore_index, are left out."
+    y     = y.reshape(-1).long()
+    known = (y >= 0) & (y < n)
+    kind  = torch.float64 if y.device.type != 'mps' else torch.float32
+    return torch.zeros(n, dtype=kind, device=y.device).index_add_(0, torch.where(known, y, 0), known.to(kind))
 
 def _class_axis(loss_func):
     """The axis of the classes where it is the mean cross-entropy without weights, smoothing or hooks, torch's own or

@@ -101,11 +101,11 @@ class Watch:
         part = next((p for p in reversed(self.passes) if p.open and p.loss is None), None)
         if part is None: return loss
         measured = self.watcher.plan.due(self.builder.rows, self.i)
-        constant = None
+        baseline = None
         if measured and self.loss_func is not None and target is not None:
             answer   = self.pred if pred is None else pred
-            constant = lambda: self.baseline(self.loss_func, answer, (target,))
-        self.watcher.tell_loss(part, loss, constant)
+            baseline = lambda: self.baseline.both(self.loss_func, answer, (target,))
+        self.watcher.tell_loss(part, loss, baseline)
         pred, self.pred = self.pred, None
         if pred is not None and self.watcher.dose: self._placebo(pred, loss, part)
         return loss
@@ -223,6 +223,8 @@ class Watch:
             self.builder.ignore('some passes', f'more than {WAITING} ran before their backward pass, or it ran twice')
         if not self.stepping: self.row = None     # what was read before is no longer what there is
         if task not in self.watcher.parameters.tasks and self._zeroed_by_hand(): self._drop()
+        if not any(p.tasks for p in self.passes) and not self.watcher.parameters.tasks:
+            part.kept = self.watcher.parameters.were_kept()
         part.tasks.add(task)
 
     def _zeroed_by_hand(self):
@@ -327,6 +329,7 @@ class Watch:
             row.placebo = row.placebo or p.placebo
             self.passes.remove(p)
         row.parts = used or [Part(0, self.i)]
+        row.kept  = next((p.kept for p in row.parts if not math.isnan(p.kept)), math.nan)
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)
         if len(row.parts) > 1: row.n_accum = max(1, len(ps.tasks))        # several passes may share a backward pass

@@ -30,6 +30,7 @@ class ParameterReader:
         self.sizes   = None                       # of the parameter groups
         self.lazy    = False                      # parameters are still to come
         self.seen    = None                       # identities and versions of the gradients as they were read
+        self.stepped = []                         # [(parameter, identity, version)] of gradients after the last step
 
     # --- on and off --------------------------------------------------------------------------------------------------
 
@@ -43,6 +44,7 @@ class ParameterReader:
             self.all.append((k, p))
             if p.requires_grad:
                 self.trained.append((k, p))
+                self.builder.trained.add(k)
                 self.handles.append(p.register_post_accumulate_grad_hook(self.accumulated))
         self.flags = [p.requires_grad for _, p in self.all]
         self.set_optimizer(opt)
@@ -57,6 +59,7 @@ class ParameterReader:
         for i, p in self.trained:
             if id(p) not in where: continue
             self.group[i] = where[id(p)]
+            self.builder.optimized.add(i)
             _, h, second  = groups[where[id(p)]]
             if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
 
@@ -64,7 +67,7 @@ class ParameterReader:
 
     def detach(self):
         for h in self.handles: h.remove()
-        self.handles, self.all, self.trained, self.flags, self.got = [], [], [], [], []
+        self.handles, self.all, self.trained, self.flags, self.got, self.stepped = [], [], [], [], [], []
 
     # --- since the last step -----------------------------------------------------------------------------------------
 
@@ -90,6 +93,12 @@ class ParameterReader:
         if id(g) == was and (g.is_sparse or g._version == version): return False
         return not bool(g.any()) if not g.is_sparse else False
 
+    def were_kept(self):
+        "Whether the gradients of the last step are still there, to be added to: 1., 0., or NaN where none is known."
+        held = [p.grad for p, *was in self.stepped if p.grad is not None and [id(p.grad), _version(p.grad)] == was]
+        if not self.stepped: return math.nan
+        return float(any(bool((g._values() if g.is_sparse else g).any()) for g in held[:1]))     # .data zeroed unseen
+
     def all_gone(self): return all(p.grad is None for p in self.touched)
 
     # --- around a step -----------------------------------------------------------------------------------------------
@@ -102,6 +111,7 @@ class ParameterReader:
         if not row.measured: return
         self.got = [(i, p) for i, p in self.trained if p.grad is not None and
                     (p in self.touched or self.watcher.may_be_touched(p))]
+        self.builder.received.update(i for i, _ in self.got)
         gs = [p.grad if scale is None else p.grad / scale for _, p in self.got]
         norms = self._capture(row, 'grad', gs, None if exact else self.plan.sample)
         row.norms, row.grad_norm = norms, _total(norms)
@@ -131,6 +141,7 @@ class ParameterReader:
     def updates(self, row):
         "What the step has changed."
         row.stepped = row.done = True
+        self.stepped = [(p, id(p.grad), _version(p.grad)) for _, p in self.got if p.grad is not None]
         if not row.measured or 'update' not in self.plan.stats: return
         lrs = row.lrs or ()
         row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
@@ -162,6 +173,8 @@ class ParameterReader:
             for (i, _), f in zip(self.got, found): own.add(probe, i, f, wanted)
         return norms
 
+
+def _version(g): return g._version if not g.is_sparse else 0
 
 def _sizes(opt):
     "How many parameters each group has."

@@ -21,6 +21,7 @@ from ..record.schema import ENDS, OUTPUTS, PARAMETERS, PROBES      # noqa: F401
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
 NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)
                    and c.__module__ == 'torch.nn.modules.activation' and c is not nn.MultiheadAttention)
+ACTS_BY_MODE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd            # in training or evaluation mode
 CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)   # units are on axis 1 after these
 NOT_NONLINEAR = ('Drop', 'StochasticDepth', 'Flatten', 'Identity', 'Embed', 'View', 'Reshape', 'Permute', 'Pool', 'Pad',
                  'Merge', 'Concat', 'Resize', 'Upsample', 'Interpolate', 'Shuffle', 'Norm', 'Debug', 'ToTensor',
@@ -143,6 +144,15 @@ def bounds_of(m):
     if isinstance(m, (nn.Sigmoid, nn.Hardsigmoid)): return 0., 1.
     if isinstance(m, nn.Hardtanh):                  return float(m.min_val or -m.max_val), float(m.max_val)
     return None
+
+def in_eval_mode(model):
+    """Names of the modules that act otherwise in evaluation mode and are in it; 'model' where the whole model is."""
+    if not model.training: return ['model']
+    return [n for n, m in named(model) if not m.training and (isinstance(m, ACTS_BY_MODE) or getattr(m, 'dropout', 0))]
+
+def dropouts(model):
+    "{name: p} of its dropout layers."
+    return {n: float(m.p) for n, m in named(model) if isinstance(m, nn.modules.dropout._DropoutNd)}
 
 def tensors(o, path=''):
     "(path, tensor) of every tensor in nested tuples, lists, dicts and dataclasses; a lone tensor has the path ''."

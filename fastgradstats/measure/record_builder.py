@@ -58,6 +58,7 @@ class RecordBuilder:
         self.told     = set()
         self.spare_won = None             # whether the sites are those for models without nonlinearities; not known yet
         self.others     = set()                   # numbers of the parameters that another optimizer steps
+        self.trained, self.optimized, self.received = set(), set(), set()  # that ever were, or ever had a gradient
         self.magnitudes = set()                   # numbers of the parameters whose values are complex
         self._cache   = None
         self.processes = None                     # those that train together, or None
@@ -98,7 +99,8 @@ class RecordBuilder:
         row.sig  = tuple(k for part in [*row.parts, row.own] for k in part.sig)
         told     = lambda v: math.nan if v is None else v
         row.told = [k for k, p in enumerate(row.parts) if p.loss is not None] or range(len(row.parts))
-        row.flat = [row.grad_norm, row.clip, *[told(p.loss) for p in row.parts], *[told(p.constant) for p in row.parts]]
+        row.flat = [row.grad_norm, row.clip,
+                    *[told(v) for k in ('loss', 'constant', 'prior') for v in (getattr(p, k) for p in row.parts)]]
         row.n_accum = row.n_accum or len(row.parts)
         for part in [*row.parts, row.own]:
             row.flat += part.flat
@@ -159,13 +161,13 @@ class RecordBuilder:
             mean = lambda v: _mean([v[k] for k in r.told], [r.parts[k].bs for k in r.told])
             fit, epoch, t = r.about
             line = (r.parts[-1].last, fit, epoch, sum(p.bs for p in r.parts),
-                    mean(r.flat[2:2 + m]), mean(r.flat[2 + m:2 + 2 * m]),
+                    *[mean(r.flat[2 + k * m:2 + (k + 1) * m]) for k in range(3)],
                     r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
-                    r.flat[1] if r.stepped else math.nan,
+                    r.flat[1] if r.stepped else math.nan, r.kept,
                     r.stepped, r.measured, r.n_accum, t)
             for c, v in zip(iters, line): iters[c].append(v)
         for (sig, m), which in groups.items():
-            table = np.array([rows[k].flat[2 + 2 * m:] for k in which], dtype=float)            # (row, number)
+            table = np.array([rows[k].flat[2 + 3 * m:] for k in which], dtype=float)            # (row, number)
             self._reduce_group(sig, table, np.array(which), values)
         for p in {*self.plan.wanted} & {*PARAMETERS} if self.magnitudes else ():
             for s in self.plan.wanted[p].scalars:
@@ -274,6 +276,19 @@ class RecordBuilder:
         if key in self.told or self.elsewhere: return
         self.told.add(key)
         warnings.warn(f"fastgradstats: {text}", stacklevel=2)
+
+    def note_modes(self, evaluating, dropout):
+        "Which modules are in evaluation mode while the model is trained, since which row; the shares dropped."
+        for n in evaluating: self.meta.setdefault('eval_mode', {}).setdefault(n, self.rows)
+        if dropout: self.meta['dropout'] = dropout
+
+    def _parameters(self):
+        "What the record says of parameters of which nothing is trained, by name."
+        every = {k: p['layer'] for k, p in enumerate(self.param_list)}
+        names = lambda some: [every[k] for k in sorted(some)]
+        return dict(frozen=names({*every} - self.trained),
+                    not_in_optimizer=names(self.trained - self.optimized - self.others),
+                    without_gradient=names(self.trained - self.received if self.measured else ()))
 
     def take_magnitudes(self, i, p):
         "A parameter is complex: what has a sign is not measured."
@@ -397,7 +412,7 @@ class RecordBuilder:
 
     def _meta(self, cost):
         if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
-        return {**self.meta, 'config': self.plan.describe(), 'cost': cost,
+        return {'eval_mode': {}, 'dropout': {}, **self.meta, 'parameters': self._parameters(), 'config': self.plan.describe(), 'cost': cost,
                 'not_hooked': dict(self.ignored), 'not_observed': dict(self.ignored),
                 'units': {**{s.name: s.unit for ss in self.plan.stats.values() for s in ss},
                           **({'placebo': "|J'u| |w| / |u|"} if self.plan.placebo else {})},

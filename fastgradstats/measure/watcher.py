@@ -16,9 +16,9 @@ from .module_hooks import OFF, ModuleHooks
 from .optimizer_info import describe
 from .parameter_reader import ParameterReader
 from .placebo import Placebo
-from .probes import snapshot, tensors, unwrap
+from .probes import dropouts, in_eval_mode, snapshot, tensors, unwrap
 from .readers import Reference, choose
-from .record_builder import MIN_WINDOW, RecordBuilder
+from .record_builder import FLUSH, MIN_WINDOW, RecordBuilder
 from .rows import Part, Row
 
 
@@ -113,6 +113,7 @@ class Watcher:
         "The model has answered; `output`: what."
         if self.parameters.lazy: self.parameters.attach(self.model, self.opt)   # lazy modules have made theirs now
         self.hooks.end_forward(output)
+        if self.builder.rows % FLUSH == 0: self.builder.note_modes(in_eval_mode(self.model), dropouts(self.model))
 
     def suspend(self):
         "Stop looking (a validation inside a training batch); returns what `resume` wants."
@@ -133,14 +134,15 @@ class Watcher:
             self.capture(part, probe, [n for n, _ in names].index(path), t)
 
     @timed
-    def loss(self, loss, constant=None):
-        "The batch's loss, and a function that gives the loss of answering with the batch's mean output."
+    def loss(self, loss, baseline=None):
+        "The batch's loss; `baseline` as of `tell_loss`."
         if self.part is None: return
-        self.tell_loss(self.part, loss, constant if self.row.measured else None)
+        self.tell_loss(self.part, loss, baseline if self.row.measured else None)
 
-    def tell_loss(self, part, loss, constant=None):
+    def tell_loss(self, part, loss, baseline=None):
+        "`baseline`: () -> the losses of the batch's mean answer and of the best of the batches before."
         part.loss = self.reader.number(loss)
-        if constant is not None: part.constant = self.reader.number(constant())
+        if baseline is not None: part.constant, part.prior = map(self.reader.number, baseline())
 
     @timed
     def placebo(self, model, pred, loss):
@@ -157,6 +159,7 @@ class Watcher:
             scale = (1. if scale is None else scale) * self.builder.processes.n
         ps = self.parameters
         if ps.flags != [p.requires_grad for _, p in ps.all]: ps.attach(self.model, self.opt)   # unfrozen midway
+        if self.row is not None and not self.row.parts: self.row.kept = ps.were_kept()
         if self.part is None or not self.row.measured: self.hooks.scale = scale
         else:                                          self.hooks.begin_backward(scale)
 

@@ -116,7 +116,7 @@ def _arguments(table, head):
                                     {int(k): v for k, v in head['bins']['labels'].items()})
     probe   = table['probe'].cast(pa.string()).to_numpy()
     layer   = table['layer'].cast(pa.string()).to_numpy()
-    iters   = pd.DataFrame({c: table[c].to_numpy()[probe == 'row'] for c in ITER_COLS})
+    iters   = pd.DataFrame({c: table[c].to_numpy()[probe == 'row'] for c in ITER_COLS if c in table.column_names})
     pos     = pd.Index(iters.iter)
     places  = {}
     for p in layers:

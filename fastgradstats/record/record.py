@@ -17,8 +17,8 @@ from . import parquet
 from .bins import Bins
 from .join import joined
 from .long import lines
-from .schema import (ALIVE, DEAD, DEAD_UNITS, DERIVED, ITER_COLS, LAYER_LR, NONFINITE, NOT_ASKED, PROBES, RESERVED,
-                     UNSEEN)
+from .schema import (ADDED_COLS, ALIVE, DEAD, DEAD_UNITS, DERIVED, ITER_COLS, LAYER_LR, NONFINITE, NOT_ASKED, PROBES,
+                     RESERVED, UNSEEN)
 
 
 class Record:
@@ -43,6 +43,7 @@ class Record:
     ):
         put     = object.__setattr__
         iters   = pd.DataFrame(iters)
+        iters   = iters.assign(**{c: np.nan for c in ADDED_COLS if c not in iters})
         missing = [c for c in ITER_COLS if c not in iters]
         if missing: raise ValueError(f"a record's iters need the columns {', '.join(missing)}")
         windows = {k: pd.DataFrame(d)[['first_iter', 'last_iter']].astype('int64').reset_index(drop=True)

@@ -230,3 +230,54 @@ def test_the_rate_is_that_of_the_step():
             o.param_groups[0]['lr'] = .01 * (k + 1)
             o.step(); o.zero_grad()
     np.testing.assert_allclose(w.record.iters.lr, [.01, .02, .03, .04])
+
+ZEROING = dict(none      = (lambda o, m: o.zero_grad(),                                                0.),
+               zeros     = (lambda o, m: o.zero_grad(set_to_none=False),                               0.),
+               data      = (lambda o, m: [p.grad.data.zero_() for p in m.parameters() if p.grad is not None], 0.),
+               model     = (lambda o, m: m.zero_grad(),                                                0.),
+               forgotten = (lambda o, m: None,                                                         1.))
+
+@pytest.mark.parametrize('when', ['before', 'after', 'between'])
+@pytest.mark.parametrize('how', ZEROING)
+def test_whether_gradients_are_kept_is_seen(how, when):
+    "By whatever means they are zeroed, and wherever in the loop."
+    zero, kept = ZEROING[how]
+    m = mlp(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for x, y in batches():
+            if when == 'before': zero(o, m)
+            loss = F.cross_entropy(m(x), y)
+            if when == 'between': zero(o, m)
+            loss.backward(); o.step()
+            if when == 'after': zero(o, m)
+    seen = w.record.iters.grad_kept
+    assert np.isnan(seen[0]) and (seen[1:] == kept).all()
+
+def test_accumulated_gradients_are_not_kept_ones():
+    m = mlp(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for k, (x, y) in enumerate(batches() * 3):
+            F.cross_entropy(m(x), y).backward()
+            if k % 3 == 2: o.step(); o.zero_grad()
+    assert (w.record.iters.n_accum == 3).all() and (w.record.iters.grad_kept[1:] == 0).all()
+
+def test_what_is_never_trained_is_named():
+    m = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.3), nn.Linear(8, 3))
+    m.spare, m.head = nn.Linear(2, 2), nn.Linear(2, 2)
+    m.head.requires_grad_(False)
+    m[1].eval()
+    o = SGD([*m[4].parameters(), *m.spare.parameters()], .1)
+    with watch(m, o, loss_func=F.cross_entropy) as w:
+        for x, y in batches():
+            out = x
+            for k in range(5): out = m[k](out)
+            F.cross_entropy(out, y).backward(); o.step(); o.zero_grad()
+    meta = w.record.meta
+    assert meta['parameters'] == dict(frozen=['head.weight', 'head.bias'], without_gradient=['spare.weight', 'spare.bias'],
+                                      not_in_optimizer=['0.weight', '0.bias', '1.weight', '1.bias'])
+    m = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.3), nn.Linear(8, 3))
+    m[1].eval(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for x, y in batches(): F.cross_entropy(m(x), y).backward(); o.step(); o.zero_grad()
+    assert w.record.meta['eval_mode'] == {'1': 0} and w.record.meta['dropout'] == {'3': .3}
+    assert w.record.meta['parameters'] == dict(frozen=[], not_in_optimizer=[], without_gradient=[])

@@ -1,4 +1,7 @@
-"The loss of one answer for all: the cross-entropy in one pass against torch's own over all the rows."
+"The loss of one answer for all: the cross-entropy in one pass against torch's own over all the rows; the best answer of the batches before."
+import math
+
+import numpy as np
 import pytest
 import torch
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
@@ -49,3 +52,55 @@ def test_a_loss_that_refuses_is_named():
     builder = RecordBuilder(Plan(grad='norm'))
     assert BaselineLoss(builder)(CE(), torch.randn(8, 3), (torch.full((8,), 7),)) != 0
     assert 'refused' in builder.ignored['loss_constant']
+
+# --- the best answer of the batches before ---------------------------------------------------------------------------
+def batches(n, bs, make):
+    torch.manual_seed(0)
+    for _ in range(n):
+        x = torch.randn(bs, 4)
+        yield x, make(x)
+
+def costs_before(data, loss, fit):
+    "By hand, in float64: the loss of each batch when all are given what `fit` makes of the targets before."
+    seen, out = [], []
+    for _, y in data:
+        y = y.double() if y.is_floating_point() else y
+        if seen: out.append(float(loss(fit(torch.cat(seen), y), y)))
+        seen.append(y)
+    return np.array(out)
+
+KINDS = dict(
+    mse     = (nn.functional.mse_loss, 1, lambda x: 100 + x[:, :1], lambda s, y: s.mean(0).expand_as(y)),
+    counts  = (nn.functional.poisson_nll_loss, 1, lambda x: torch.poisson(torch.exp(2 + x[:, :1])), lambda s, y: s.mean(0).log().expand_as(y)),
+    rare    = (nn.functional.binary_cross_entropy_with_logits, 1, lambda x: (x[:, :1] > 1.6).float(), lambda s, y: s.mean(0).clamp(1e-6).logit().expand_as(y)),
+    classes = (nn.functional.cross_entropy, 3, lambda x: (x[:, 0] > 1).long() + (x[:, 1] > 1).long(),
+               lambda s, y: torch.log((torch.bincount(s, minlength=3) + 1) / (len(s) + 3.)).expand(len(y), 3)),
+    smooth  = (CE(label_smoothing=.1), 3, lambda x: (x[:, 0] > 1).long() + (x[:, 1] > 1).long(),
+               lambda s, y: torch.log((torch.bincount(s, minlength=3) + 1) / (len(s) + 3.)).expand(len(y), 3)))
+
+@pytest.mark.parametrize('bs', [2, 32])
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_prior_is_the_best_answer_of_the_batches_before(kind, bs):
+    "Whatever the net answers, which here is far off: once its kind has been found, the prior costs what it costs by hand."
+    loss, width, make, fit = KINDS[kind]
+    data = list(batches(120, bs, make))
+    read = BaselineLoss(None)
+    got  = [float(read.both(loss, 5 + 3 * torch.randn(bs, width), (y,))[1]) for _, y in data]
+    np.testing.assert_allclose(got[51:], costs_before(data, loss, fit)[50:], rtol=.1 if kind == 'rare' else 2e-4, atol=1e-5)  # a rare class: log and logit are alike
+
+def test_the_prior_of_a_single_example_is_known():
+    read = BaselineLoss(None)
+    for k in range(5): one, prior = read.both(nn.functional.mse_loss, torch.zeros(1, 1), (torch.full((1, 1), 7.),))
+    assert math.isnan(one) and prior == 0
+
+def test_a_prior_does_not_touch_what_trains():
+    "A loss with a buffer and noise of its own: random numbers and buffers stay as they are without it."
+    class Noisy(nn.Module):
+        def __init__(self): super().__init__(); self.register_buffer('seen', torch.zeros(()))
+        def forward(self, p, y): return ((p - y + .1 * torch.randn_like(p)) ** 2).mean()
+    f, read = Noisy(), BaselineLoss(RecordBuilder(Plan(grad='norm')))
+    torch.manual_seed(1)
+    p, y  = torch.randn(8, 1), torch.randn(8, 1)
+    state = torch.get_rng_state()
+    for _ in range(3): assert all(map(math.isfinite, map(float, read.both(f, p, (y,)))))
+    assert torch.equal(state, torch.get_rng_state())
