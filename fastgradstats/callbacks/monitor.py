@@ -13,7 +13,7 @@ from fastai.callback.core import CancelFitException
 
 from .layer_stats import LayerStatsCallback
 from ..diagnosis.report import diagnose
-from ..diagnosis.evidence import WINDOW
+from ..diagnosis.series import WINDOW
 from ..measure.plan import whole
 from ..diagnosis.rules import ALL
 

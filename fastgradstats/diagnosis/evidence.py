@@ -4,7 +4,6 @@ Everything is indexed by the *measured* rows, `(row,)` or `(row, layer)`; layers
 """
 from __future__ import annotations
 
-import warnings
 from functools import cached_property
 
 import numpy as np
@@ -12,13 +11,16 @@ import pandas as pd
 
 from ..record.record import Record
 from ..record.select import columns, dims, weights
+from .series import FEWEST, WINDOW, deviation, median_layer, rolling_mean, rolling_median, slope, trailing
 from .thresholds import (ADAM_LR, ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE, SMALL_STEP, STARVED, STARVED_GAIN,
                          USUAL_STEP)
 
-WINDOW  = 20                      # rows a judgement is the median of; the prototype's windows were 10 to 20
-FEWEST  = 10                      # rows below which nothing is judged
 HORIZON = 100                     # a forecast further ahead than this many rows is no forecast
-NOISE   = 5                       # what is learned is near zero within so many batch-to-batch deviations of the loss
+NOISE   = 5                       # what is learned is near zero within so many deviations of it from batch to batch
+CERTAIN = 3.                      # standard errors by which what is said of a mean must hold
+FAIR    = 1 / 3                   # share of the planned fit before which nothing learned yet is no harm
+MUCH    = .5                      # share of the best constant answer's loss saved that is much
+GROWN   = .1                      # of the median layer's rms; a layer below it has still to grow
 ADAPTIVE = 'adam', 'rms', 'lamb', 'lars', 'lion', 'adagrad', 'adadelta', 'adafactor', 'ranger'
 HAZY    = .25                     # standard error of a cosine above which it is not known
 SURE    = 4.                      # t statistic of a slope
@@ -36,6 +38,7 @@ class Evidence:
         at        = it.iloc[self.rows]
         self.iter, self.loss = at.iter.to_numpy(), at.loss.to_numpy(float)
         self.constant = at.loss_constant.to_numpy(float)
+        self.kept     = at.grad_kept.to_numpy(float)
         self.stepped  = at.stepped.to_numpy()
         self.lr       = at.lr.to_numpy(float)
         self.n        = len(self.rows)
@@ -90,37 +93,141 @@ class Evidence:
         return float(np.median(v)) if len(v) else np.nan
 
     @cached_property
+    def prior(self):
+        """The loss of each batch when all are given the best constant answer. Records that lack it: that of the batch's
+        own mean answer, less what its level is above the lowest that it had (of 9 batches), as far outputs make it too
+        high.  # (row,)"""
+        p = self.rec.iters.loss_prior.to_numpy(float)[self.rows]
+        if np.isfinite(p).any(): return p
+        level = pd.Series(rolling_mean(self.constant, 9, few=3)).bfill().to_numpy()
+        return self.constant - (level - np.nanmin(level, initial=np.inf)) if np.isfinite(level).any() else p
+
+    @cached_property
+    def saved(self):
+        "What each batch's loss is below that of the best constant answer.  # (row,)"
+        return np.where(np.isfinite(self.loss), self.prior - self.loss, np.nan)
+
+    @cached_property
     def best_constant(self):
-        "The lowest loss (median of 9 batches) that a constant answer had: large outputs make the plain one too high."
-        with np.errstate(invalid='ignore'):
-            c = rolling_median(np.where(np.isfinite(self.constant), self.constant, np.nan), 9, few=3)
-        return float(np.nanmin(c)) if np.isfinite(c).any() else np.nan
+        "The mean loss of the best constant answer over the last batches; NaN where it was not measured."
+        c = self.prior[np.isfinite(self.prior)][-max(WINDOW, self.n // 3):]
+        return float(np.mean(c)) if len(c) else np.nan
 
     @cached_property
     def gain_over_constant(self):
-        "Best constant answer's loss minus the loss, median of a trailing window.  # (row,)"
-        return self.best_constant - rolling_median(self.loss)
+        "What has been learned from the input: the mean of `saved` in a trailing window.  # (row,)"
+        return rolling_mean(self.saved)
 
     @cached_property
     def noise(self):
-        "Batch-to-batch deviation of the loss in a trailing window.  # (row,)"
-        return deviation(self.loss)
+        "Deviation of `saved` from batch to batch in a trailing window; of the loss where that is not known.  # (row,)"
+        return deviation(self.saved if np.isfinite(self.saved).any() else self.loss)
+
+    @cached_property
+    def gain_error(self):
+        "Standard error of `gain_over_constant`.  # (row,)"
+        win = trailing(self.saved)
+        return (win.std() / np.sqrt(win.count())).to_numpy()
+
+    @cached_property
+    def worth(self):
+        """A gain below which it is as good as none: a share of the constant answer's loss, or, where a constant added
+        to the loss makes that large, the noise from batch to batch.  # (row,)"""
+        c = abs(self.best_constant)
+        return np.fmin(STARVED_GAIN * c, np.fmax(NOISE * self.noise, .005 * c))
 
     @cached_property
     def not_learned(self):
-        """Where nothing has been learned from the input: the gain is near zero, both as a share of the constant
-        answer's loss and against the noise of the loss, so that a constant added to the loss does not look like it;
-        nor is it better, batch by batch, than its own mean answer, which tells where batches differ much.
-        Where the gain was not measured: the loss has not fallen by a tenth.  # (row,) bool"""
+        "Where nothing has been learned from the input, certainly; not where the gain was not measured.  # (row,) bool"
         with np.errstate(invalid='ignore'):
-            if not np.isfinite(self.best_constant): return rolling_median(self.loss) >= .9 * self.first_loss
-            c = abs(self.best_constant)
-            paired = self.constant - self.loss
-            worth  = np.maximum(STARVED_GAIN * c, NOISE * deviation(paired))
-            fair   = rolling_median(self.constant) < 2 * c                           # else its mean answer is a bad one
-            better = (rolling_median(paired) > worth) & fair
-            gain   = self.gain_over_constant
-            return (gain < STARVED_GAIN * c) & (gain < np.maximum(NOISE * self.noise, .005 * c)) & ~better
+            return self.gain_over_constant + CERTAIN * self.gain_error < self.worth
+
+    @cached_property
+    def learned(self):
+        "Where something has been learned from the input, certainly.  # (row,) bool"
+        with np.errstate(invalid='ignore'):
+            return (self.gain_over_constant - CERTAIN * self.gain_error > 0) & ~self.not_learned
+
+    def learned_much(self, share=MUCH):
+        "Whether much has been learned at the end, on the batches or, where there is one, on the validation set."
+        if not self.n or not np.isfinite(self.best_constant): return False
+        return bool(np.fmax(self.gain_over_constant[self.end], self.valid_gain) > share * abs(self.best_constant))
+
+    @cached_property
+    def falls(self):
+        """Whether the loss still falls in the last two thirds of the rows: from the middle to the last third by more
+        than its noise, and by a hundredth of what it is; against the best constant answer where that was measured, as
+        some batches are harder than others."""
+        v = self.loss if not np.isfinite(self.saved).any() else -self.saved
+        k = (self.end + 1) // 3
+        if k < FEWEST: return False
+        mid, last = (x[np.isfinite(x)] for x in (v[k:2 * k], v[2 * k:self.end + 1]))
+        if len(mid) < FEWEST or len(last) < FEWEST: return False
+        fell  = mid.mean() - last.mean()
+        error = np.hypot(mid.std() / np.sqrt(len(mid)), last.std() / np.sqrt(len(last)))
+        return bool(fell > SURE * error and fell > .01 * abs(np.nanmean(self.loss[k:self.end + 1])))
+
+    @cached_property
+    def lost(self):
+        """Where the loss was not finite. One that was told and then is NaN may just not have been told: it was not
+        finite if the gradient was not either.  # (row,) bool"""
+        norm = self.all.grad_norm.to_numpy(float)[self.rows]
+        nan  = np.isnan(self.loss) & self.stepped
+        if np.isfinite(norm).any() or np.isinf(norm).any(): return np.isinf(self.loss) | nan & ~np.isfinite(norm)
+        return np.isinf(self.loss) | nan & (np.isfinite(self.loss).cumsum() > 0)
+
+    @cached_property
+    def end(self):
+        "The last row that tells what has been learned: the last one, or that before the loss was not finite."
+        first = int(self.lost.argmax()) if self.lost.any() and self.lost[-1] else self.n
+        return max(first - 1, 0)
+
+    @cached_property
+    def valid(self):
+        "The validation loss after every epoch.  # (epoch,)"
+        d = self.rec.epochs
+        return d.valid_loss.dropna().to_numpy(float) if 'valid_loss' in d else np.array([])
+
+    @cached_property
+    def valid_gain(self):
+        "What the last validation loss is below that of the best constant answer; NaN where there is none."
+        return self.best_constant - self.valid[-1] if len(self.valid) and not self.lost[-1] else np.nan
+
+    @cached_property
+    def progress(self):
+        "The share of the planned fit that is done; 1 where the plan is not known."
+        plan = self.rec.meta.get('planned')
+        return min((self.iter[-1] + 1) / plan, 1.) if self.n and plan else 1.
+
+    @cached_property
+    def harm(self):
+        """What became of the outcome, before the loss was not finite: 'measured' (nothing has been learned, certainly,
+        in a fair share of the planned fit, and the loss does not fall any more; or it was never finite for long),
+        'none' (much has been learned), 'unknown'."""
+        if not self.n: return 'unknown'
+        if self.lost[-1] and self.end < SETTLE + FEWEST: return 'measured'
+        if self.learned_much(): return 'none' if self.floored else 'unknown'
+        none = self.not_learned[self.end]
+        done = self.progress >= FAIR or self.lost[-1]
+        holds = self.valid_gain > STARVED_GAIN * abs(self.best_constant)
+        return 'measured' if none and done and not self.falls and not holds else 'unknown'
+
+    @cached_property
+    def floored(self):
+        "Whether the loss is one that has a floor, as far as can be seen: it was never below zero."
+        return self.has_loss and bool(np.nanmin(self.loss) >= 0)
+
+    @cached_property
+    def at_rate(self):
+        "Where the learning rate is at least half its maximum; everywhere where it is not known.  # (row,) bool"
+        top = np.nanmax(self.lr, initial=0)
+        return ~(self.lr < top / 2)
+
+    @cached_property
+    def full(self):
+        "The last row at which the learning rate was at least half its maximum."
+        rows = np.flatnonzero(self.at_rate[:self.end + 1])
+        return int(rows[-1]) if len(rows) else self.end
 
     @cached_property
     def falling(self):
@@ -155,9 +262,17 @@ class Evidence:
         return self.get('grad', 'elasticity', self.layers)
 
     @cached_property
+    def grown(self):
+        "Where a layer is not at or near zero beside the others, as a head may start: ratios to that mean nothing."
+        if ('weight', 'norm') not in self.rec: return np.ones((self.n, len(self.layers)), bool)
+        numel = self.rec.layers['grad'].numel.to_numpy(float)[self.cols] if 'numel' in self.rec.layers['grad'] else 1.
+        rms   = self.get('weight', 'norm', self.layers) / np.sqrt(numel)
+        return ~(rms < GROWN * median_layer(rms)[:, None])                                  # (row, layer) bool
+
+    @cached_property
     def median_elasticity(self):
         "Of the median layer that has a gradient at all.  # (row,)"
-        return median_layer(self.elasticity)
+        return median_layer(np.where(self.grown, self.elasticity, np.nan))
 
     @cached_property
     def update_ratio(self):
@@ -169,7 +284,7 @@ class Evidence:
     def median_ratio(self):
         "Of the median layer that moves at all.  # (row,)"
         u = self.update_ratio
-        with np.errstate(invalid='ignore'): return median_layer(np.where(u > 0, u, np.nan))
+        with np.errstate(invalid='ignore'): return median_layer(np.where((u > 0) & self.grown, u, np.nan))
 
     @cached_property
     def direction(self):
@@ -183,8 +298,10 @@ class Evidence:
             known   = (allowed > 0) & (np.abs(fell / t) < HAZY * allowed)
             return np.where(known, np.clip(-fell / allowed, -1, 1), np.nan)
 
-    def failing(self, row=-1):
-        "Which factor of a step fails at `row`: 'elasticity', 'update ratio', 'direction'; '' where it cannot be told."
+    def failing(self, row=None):
+        """Which factor of a step fails at `row`, by default the last with a fair learning rate: 'elasticity', 'update
+        ratio', 'direction'; '' where it cannot be told."""
+        row  = self.full if row is None else row
         e, u = rolling_median(self.median_elasticity)[row], rolling_median(self.median_ratio)[row]
         if np.isfinite(u) and (self.step_fails[row] or u < self.small_step and not e < STARVED): return 'update ratio'
         if e < STARVED and not self.median_placebo[row] >= PASSES: return 'elasticity'
@@ -266,8 +383,13 @@ class Evidence:
         e, p = rolling_median(self.median_elasticity), self.median_placebo
         with np.errstate(invalid='ignore'):
             if not self.positive: return (p <= BLOCKED) & self.not_learned & self.judged
-            stays = self.not_learned & ~self.rising()[0] & self.judged
+            stays = self.not_learned & ~self.rising()[0] & self.judged & ~self.stopped
             return (e < STARVED) & ~(p >= PASSES) & stays & ~self.step_fails
+
+    @cached_property
+    def stopped(self):
+        "Where the schedule has taken the learning rate away: it is below a hundredth of its maximum.  # (row,) bool"
+        return self.lr < .01 * np.nanmax(self.lr, initial=0)
 
     @cached_property
     def judged(self):
@@ -289,47 +411,3 @@ class Judged(Record):
 def run(rec):
     "The Evidence of a record, that of `diagnose` where it is at work."
     return rec if isinstance(rec, Evidence) else rec.evidence if isinstance(rec, Judged) else Evidence(rec)
-
-
-def median_layer(v):
-    "Median over the layers that have a value; NaN where none has.  # (row, layer) -> (row,)"
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', RuntimeWarning)
-        return np.nanmedian(v, axis=1) if v.shape[1] else np.full(len(v), np.nan)
-
-def rolling_median(v, n=WINDOW, few=FEWEST):
-    "Median of the last `n` values at every row, the first SETTLE rows left out where there are others.  # as v"
-    v = np.asarray(v, float)
-    v = np.where(np.isinf(v), np.nan, v)
-    if len(v) > SETTLE + few: v = np.concatenate([np.full((SETTLE, *v.shape[1:]), np.nan), v[SETTLE:]])
-    return pd.DataFrame(v).rolling(n, min_periods=min(few, n)).median().to_numpy().reshape(v.shape)
-
-def deviation(v):
-    "From one row to the next, in a trailing window, as a standard deviation.  # (row,)"
-    return 1.4826 / np.sqrt(2) * rolling_median(np.abs(np.diff(v, prepend=np.nan)))
-
-def slope(v, n=WINDOW):
-    "Least-squares slope per row over the last `n` rows and its t statistic.  # (row,), (row,)"
-    v   = np.where(np.isinf(v), np.nan, np.asarray(v, float))
-    s   = np.full(len(v), np.nan)
-    t   = s.copy()
-    if len(v) < n: return s, t
-    x   = np.arange(n) - (n - 1) / 2
-    win = np.lib.stride_tricks.sliding_window_view(v, n)
-    m   = win.mean(1, keepdims=True)
-    b   = (win * x).sum(1) / (x ** 2).sum()
-    rss = ((win - m - b[:, None] * x) ** 2).sum(1)
-    with np.errstate(divide='ignore', invalid='ignore'):
-        t[n - 1:] = b / np.sqrt(rss / (n - 2) / (x ** 2).sum() + 1e-24)
-    s[n - 1:] = b
-    return s, t
-
-def spans(mask):
-    "[(first, last)] of the stretches where a mask is true."
-    m = np.concatenate([[False], np.asarray(mask, bool), [False]]).astype(int)
-    d = np.diff(m)
-    return list(zip(np.flatnonzero(d == 1), np.flatnonzero(d == -1) - 1))
-
-def lasting(mask, n):
-    "The spans of at least `n` rows."
-    return [(a, b) for a, b in spans(mask) if b - a + 1 >= n]

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .._text import num
-from .evidence import FEWEST, rolling_median
+from .evidence import FAIR
+from .series import WINDOW, rolling_median
 
 SEVERITIES = ('info', 'warning', 'critical')
 
@@ -28,7 +29,7 @@ class Finding(NamedTuple):
     iters:    tuple               # first and last iteration at which it was seen
     value:    float               # what was measured ...
     limit:    float               # ... against this
-    severity: str                 # 'info': it ended by itself, or it learns in spite of it; 'warning'; 'critical'
+    severity: str                 # 'info': a fact; 'warning': harm is likely; 'critical': harm was measured
     evidence: str                 # in numbers
     advice:   str                 # what to try
     fix:      dict = {}           # the same for a machine: {'lr': .1} multiplies, {'init': 'kaiming'}, {'clip': 1.}
@@ -56,22 +57,21 @@ def need(r, rows):
     if len(r) >= rows: return
     raise Unreadable(f"{len(r)} measured iteration{' is' if len(r) == 1 else 's are'} too few: {rows} are needed")
 
-def severity(bad, lasts):
-    "Of a finding that did harm or not, and that lasts to the end or not."
-    return 'info' if not bad else 'critical' if lasts else 'warning'
+def severity(r, *, ended=False, sign=False, row=0):
+    """'info': a fact; 'warning': harm is likely; 'critical': harm to the outcome was measured. `ended`: it is over, and
+    what it did is not seen any more; `sign`: it is one only where nothing is learned; `row`: since when: what began
+    just before the loss was not finite any more has done that."""
+    if r.lost[-1] and row > r.end - WINDOW: return 'critical'
+    if r.harm == 'measured' and not ended: return 'critical'
+    return 'info' if ended or sign or r.harm == 'none' or r.progress < FAIR else 'warning'
 
 def stuck(r):
-    "Whether nothing has been learned at the end: blind, or no loss left to learn from."
-    b = r.not_learned
-    return bool(b[-FEWEST:].all()) or not np.isfinite(r.loss[-1]) if len(b) else False
-
-def thrives(r, share=.25):
-    "Whether much has been learned at the end, as a share of the best constant answer's loss."
-    return bool(len(r) and r.gain_over_constant[-1] > share * abs(r.best_constant))
+    "Whether harm was measured: nothing has been learned."
+    return r.harm == 'measured'
 
 def past(r, row, share=.5):
     "Whether what was last seen at `row` ended well before the end, and much has been learned in spite of it."
-    return row < .8 * len(r) and thrives(r, share)
+    return row < .8 * len(r) and r.learned_much(share)
 
 def named(layers, most=3):
     return ', '.join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else '')
@@ -93,9 +93,10 @@ def spike(r, row, back=10, limit=.3):
     i, k  = np.unravel_index(v.argmax(), v.shape)
     return int(r.iter[start + i]), r.layers[k], float(v[i, k])
 
-def factors(r, row=-1):
+def factors(r, row=None):
     """The three factors of what a step does, and which of them fails, as a clause: the share of the loss that a step
     removes = elasticity x update ratio x direction (the cosine between the update and the way down)."""
+    row       = r.full if row is None else row
     e, u, way = rolling_median(r.median_elasticity)[row], rolling_median(r.median_ratio)[row], r.direction[row]
     fails     = r.failing(row)
     if not r.positive or not fails: return ''

@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from .._text import join, num
-from .evidence import median_layer
+from .series import median_layer
 from .finding import Finding
 from .thresholds import ADAM_LR, LARGE_STEP, SETTLE
 

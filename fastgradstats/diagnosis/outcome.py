@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from .._text import num, pct
-from .evidence import WINDOW, rolling_median, run, slope
+from .evidence import run
+from .series import WINDOW, rolling_mean, rolling_median, slope
 from .thresholds import AWAKE, BLOCKED, CONVERGED, DEAD, PASSES, STARVED
 
 VERDICTS = ('healthy', 'converged', 'starved', 'waking', 'dead', 'saturated', 'exploding', 'frozen', 'cannot tell')
@@ -18,7 +19,7 @@ STATES  = ('not finite', 'starved', 'waking', 'converged', 'learning', 'cannot t
 FLAT    = .02                     # a loss that changes by less than this share of what was learned in a window is flat
 FAR     = .33                     # gradient below this share of its own peak
 LEARNED = .2                      # gain as a share of the best constant answer's loss that is high, or
-CLEAR   = 20                      # so many batch-to-batch deviations of the loss
+CLEAR   = 20                      # so many deviations of it from batch to batch
 FALLEN  = .1                      # share of the gain, or of itself, by which a loss has fallen that is called so
 CERTAIN = 3                       # ... and so many batch-to-batch deviations: of two medians 5 standard errors
 
@@ -58,12 +59,15 @@ class Outcome:
     @property
     def sentence(self):
         r    = self.r
-        gain = r.gain_over_constant[-1]
-        nums = f"loss {num(r.first_loss)} -> {num(rolling_median(r.loss)[-1])}"
-        if np.isfinite(gain): nums += f", gain {num(gain)}"
+        gain, error = r.gain_over_constant[-1], r.gain_error[-1]
+        nums = f"loss {num(r.first_loss)} -> {num(rolling_mean(r.loss)[-1])}"
+        if len(r.valid): nums += f", validation loss {num(r.valid[0])} -> {num(r.valid[-1])}"
+        if np.isfinite(gain): nums += f", gain over a constant answer {num(gain)} ± {num(error)}"
         still = "It answers better than a constant, but the loss has not fallen"
+        if self.state == 'cannot tell' and self.fell and r.floored and np.isfinite(gain):
+            return f"The loss fell, so far by no more than a constant answer would save ({nums})"
         return {'converged':   f"Converged: the gradients are small because little is left to learn ({nums})",
-                'learning':    f"{'It learns' if self.fell or not np.isfinite(gain) else still} ({nums})",
+                'learning':    f"{'It learns' if self.fell else still} ({nums})",
                 'starved':     "No fault has lasted yet, but in the last iterations hardly any gradient arrives "
                                f"({nums})",
                 'waking':      f"It has begun to move ({nums}, elasticity rising)",
@@ -80,6 +84,7 @@ def _states(r):
     out = np.full(len(r), 'cannot tell', object)
     if not r.has_loss: return out
     e, gain, noise = rolling_median(r.median_elasticity), r.gain_over_constant, r.noise
+    level = rolling_mean(r.loss)
     long  = min(2 * WINDOW, max(WINDOW, len(r) // 3))
     s, _  = slope(r.loss, long)
     with np.errstate(invalid='ignore', over='ignore'):
@@ -87,21 +92,23 @@ def _states(r):
         peak = pd.Series(g).cummax().to_numpy()
         high = (gain > LEARNED * abs(r.best_constant)) | (gain > CLEAR * noise)
         flat = np.abs(s * long) < np.maximum(FLAT * gain, noise)
-        left = r.positive & (rolling_median(r.loss) < CONVERGED * np.fmin(r.first_loss, r.best_constant))
-        live = ~r.not_learned & (np.isfinite(gain) | np.isfinite(e)) & r.judged
-        if not np.isfinite(r.best_constant): live &= r.falling | (rolling_median(r.loss) < .5 * r.first_loss)
+        left = r.positive & (level < CONVERGED * np.fmin(r.first_loss, r.best_constant))
+        live = r.learned & r.judged & r.floored
         fell = _fallen(r) & (_fall(r) > CERTAIN * noise)
         done = live & fell & (high & flat | left) & (g < FAR * peak)
         out[live] = 'learning'
-        out[r.not_learned & r.falling & r.judged & ~(e < STARVED)] = 'learning'
-        out[done] = 'converged'
+        out[_held(done & (len(r.valid) == 0 or r.valid_gain > 0), r.at_rate)] = 'converged'
         out[r.starving] = 'starved'
         out[r.rising()[0] & r.not_learned & r.judged & (e < AWAKE)] = 'waking'
     return out
 
-def _not_finite_rows(r, states): return np.where(np.isfinite(r.loss) | (not r.has_loss), states, 'not finite')
+def _held(mask, known):
+    "A mask that is read where it is `known`, and stays as it was elsewhere.  # (row,) bool"
+    return pd.Series(np.where(known, mask, np.nan)).ffill().fillna(0).to_numpy(bool)
 
-def _fall(r): return r.first_loss - rolling_median(r.loss)
+def _not_finite_rows(r, states): return np.where(r.lost, 'not finite', states)
+
+def _fall(r): return r.first_loss - rolling_mean(r.loss)
 
 def _fallen(r):
     "Where the loss is clearly lower than in the first rows, by a share of itself or of what is known.  # (row,) bool"

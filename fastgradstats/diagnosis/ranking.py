@@ -43,7 +43,7 @@ class Ranking:
 
     def _when(self, f): return 'from the start' if f.iters[0] <= SETTLE else f"from iteration {f.iters[0]}"
 
-    def past(self, f):
-        "A finding that did no harm."
+    def past(self, f, learns):
+        "A finding that did no harm that was measured."
         ended = self.about(f, 'ended')
-        return ended.format(f.iters[1]) if ended else f"{self.cause(f)}, in spite of which it learns"
+        return ended.format(f.iters[1]) if ended else self.cause(f) + ', in spite of which it learns' * learns

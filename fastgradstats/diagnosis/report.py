@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from .._text import join, num
-from .evidence import FEWEST, Judged
+from .evidence import Judged
+from .series import FEWEST
 from ..record.record import DERIVED, Record, to_record
 from .rules import ALL, Finding, Unreadable
 from .outcome import VERDICTS, Outcome, layer_verdicts                                           # noqa: F401
@@ -199,8 +200,10 @@ def _story(ranking, outcome, findings, checked, skipped):
     if any(f.severity != 'info' for f in findings): return ranking.story(findings)
     if not checked: return "Nothing could be checked."
     n = len(outcome.states)
-    if n < SETTLE + FEWEST: return f"Too few measured iterations to judge ({n}); nothing is wrong so far."
+    if n < SETTLE + FEWEST: \
+        return f"Too few measured iterations to judge ({n}); no rule that could be checked found a fault."
     text = outcome.sentence
-    if findings: text += "; " + join([ranking.past(f) for f in findings[:2]])
+    learns = outcome.state in ('learning', 'converged')
+    if findings: text += "; " + join([ranking.past(f, learns) for f in findings[:2]])
     if skipped:  text += f"; {len(skipped)} rule{'s' if len(skipped) > 1 else ''} could not be checked"
     return text + '.'

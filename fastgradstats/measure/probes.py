@@ -21,7 +21,7 @@ from ..record.schema import ENDS, OUTPUTS, PARAMETERS, PROBES      # noqa: F401
 # activations are read at these; MultiheadAttention lives beside them in torch and is none
 NONLINEAR  = tuple(c for c in vars(nn.modules.activation).values() if isinstance(c, type) and issubclass(c, nn.Module)
                    and c.__module__ == 'torch.nn.modules.activation' and c is not nn.MultiheadAttention)
-ACTS_BY_MODE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd            # in training or evaluation mode
+ACTS_BY_MODE = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd         # in training or evaluation
 CHANNELS   = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase, nn.GroupNorm)   # units are on axis 1 after these
 NOT_NONLINEAR = ('Drop', 'StochasticDepth', 'Flatten', 'Identity', 'Embed', 'View', 'Reshape', 'Permute', 'Pool', 'Pad',
                  'Merge', 'Concat', 'Resize', 'Upsample', 'Interpolate', 'Shuffle', 'Norm', 'Debug', 'ToTensor',

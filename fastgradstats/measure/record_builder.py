@@ -412,7 +412,8 @@ class RecordBuilder:
 
     def _meta(self, cost):
         if self.processes: self.meta['processes'] = dict(n=self.processes.n, alone=_epochs(self.held, self.alone))
-        return {'eval_mode': {}, 'dropout': {}, **self.meta, 'parameters': self._parameters(), 'config': self.plan.describe(), 'cost': cost,
+        return {'eval_mode': {}, 'dropout': {}, **self.meta, 'parameters': self._parameters(),
+                'config': self.plan.describe(), 'cost': cost,
                 'not_hooked': dict(self.ignored), 'not_observed': dict(self.ignored),
                 'units': {**{s.name: s.unit for ss in self.plan.stats.values() for s in ss},
                           **({'placebo': "|J'u| |w| / |u|"} if self.plan.placebo else {})},

@@ -11,8 +11,8 @@ from ..record.join import MAX_WINDOWS, coarsen
 
 class Part:
     "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
-    __slots__ = ('sig', 'flat', 'hists', 'units', 'came', 'loss', 'constant', 'prior', 'bs', 'last', 'n', 'open', 'tasks',
-                 'placebo', 'kept')
+    __slots__ = ('sig', 'flat', 'hists', 'units', 'came', 'loss', 'constant', 'prior', 'bs', 'last', 'n', 'open',
+                 'tasks', 'placebo', 'kept')
     def __init__(self, bs=0, last=0):
         self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
         self.came  = []                           # output gradients [(backward pass, site, what was found)]
@@ -21,7 +21,7 @@ class Part:
         self.open  = True                         # whether gradients may still come back to it
         self.tasks = set()                        # the backward passes that came back to the model's answer
         self.placebo = None
-        self.kept    = math.nan                   # whether gradients of the step before were there at its backward pass
+        self.kept    = math.nan                   # whether gradients of the step before were there when it came
     def add(self, probe, layer, found, wanted):
         "What was found of one tensor, if it had elements."
         if found is None: return
@@ -41,7 +41,7 @@ class Row:
         self.n_accum = 0                                           # backward passes; 0: one a part
         self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
         self.mom = math.nan
-        self.kept = math.nan                       # whether gradients of the step before were there at the first backward
+        self.kept = math.nan                      # whether gradients of the step before were there at the first pass
     def forget(self):
         "Drop what was read at the parameters."
         self.own, self.read, self.grad_norm, self.clip = Part(), False, math.nan, math.nan

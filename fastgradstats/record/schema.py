@@ -11,8 +11,8 @@ ENDS       = ('input', 'output')                              # read at the mode
 PROBES     = OUTPUTS + PARAMETERS + ENDS
 
 ITER_COLS  = dict(iter='int64', fit='int64', epoch='int64', bs='int64', loss='float64', loss_constant='float64',
-                  loss_prior='float64', lr='float64', mom='float64', grad_norm='float64',
-                  clip_factor='float64', grad_kept='float64', stepped='bool', measured='bool', n_accum='int64', elapsed='float64')
+                  loss_prior='float64', lr='float64', mom='float64', grad_norm='float64', clip_factor='float64',
+                  grad_kept='float64', stepped='bool', measured='bool', n_accum='int64', elapsed='float64')
 ADDED_COLS = ('loss_prior', 'grad_kept')                      # that earlier records lack: there they are NaN
 RESERVED   = {*ITER_COLS, 'gain', 'row', 'probe', 'layer', 'unit_state'}    # not free as a statistic's name
 LAYER_LR   = ('update', 'lr')                                 # each parameter's own rate, kept under a reserved name

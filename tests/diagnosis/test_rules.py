@@ -9,11 +9,13 @@ from fastgradstats.rules import ALL, SEVERITIES, Finding, rule
 
 RULES = {f.__name__: f for f in ALL}
 
-def plain(name, **kw): return (PerCall if name == 'vanishing_through_time' else Planted)(**kw)
+def plain(name, **kw):
+    p = (PerCall if name == 'vanishing_through_time' else Planted)(**kw)
+    return p.validate(p.iters['loss'][19::20] + .05) if name == 'memorising' else p
 
 def test_every_rule_has_a_planted_fault_a_source_and_needs():
     assert set(FAULTS) == set(RULES)
-    for f in ALL: assert f.needs and f.source and f.__doc__
+    for f in ALL: assert (f.needs or f.where) and f.source and f.__doc__
 
 @pytest.mark.parametrize('seed', range(5))
 @pytest.mark.parametrize('name', RULES)
@@ -68,7 +70,7 @@ def test_a_rule_says_how_it_is_called_as_a_cause_and_stands_before_what_it_expla
     for f in ALL:
         assert f.cause and set(f.explains) < set(place), f.__name__
         assert all(place[f.__name__] < place[g] for g in f.explains), f.__name__
-    assert [f.__name__ for f in ALL if not f.explains] == ['not_learning']                # the outcome
+    assert [f.__name__ for f in ALL if not f.explains] == ['memorising', 'not_learning']                # the outcome
 
 def test_a_rule_of_ones_own_is_told_as_a_cause():
     from fastgradstats.diagnosis.rules import by_cause
@@ -78,7 +80,7 @@ def test_a_rule_of_ones_own_is_told_as_a_cause():
     assert rep.verdict.startswith('My labels are wrong (target) from the start; with it: the network is starved of gradient')
     assert rep.findings[-1].advice == 'what is advised for labels, its cause'
     order = [f.__name__ for f in by_cause([*ALL, labels])]
-    assert order.index('labels') < order.index('starved') and [n for n in order if n != 'labels'] == list(RULES)
+    assert order.index('labels') < order.index('starved') and [n for n in order if n not in ('labels', 'memorising')] == [n for n in RULES if n != 'memorising']
 
 def test_advice_is_the_fix_in_words():
     from fastgradstats.diagnosis.fixes import advise, found
@@ -156,10 +158,10 @@ def test_a_step_that_killed_the_net_is_named_though_the_loss_came_back_at_once(l
     p.iters['loss'][3] = 2.3; p.iters['loss'][4] = 5.8
     found = {f.rule: f for f in diagnose(p.record()).findings}
     assert ('step_too_large' in found) != learns
-    if not learns: assert '5.8 after for a moment' in found['step_too_large'].evidence
+    if not learns: assert 'nothing has been learned since' in found['step_too_large'].evidence
 
-@pytest.mark.parametrize('dead,loss,severity', [(.6, 1.3, 'info'), (.9, 1.3, 'warning'), (.9, .3, 'info'), (.97, .3, 'warning')])
-def test_dead_units_of_a_net_that_learns_well_are_a_warning_only_where_most_are_dead(dead, loss, severity):
+@pytest.mark.parametrize('dead,loss,severity', [(.6, 1.3, 'info'), (.9, 1.3, 'info'), (.97, 1.3, 'warning'), (.97, .3, 'info')])
+def test_dead_units_are_a_warning_only_where_a_layer_is_dead_and_not_much_is_learned(dead, loss, severity):
     p = Planted(); p.v['activation', 'frac_dead'][2:, 1] = dead
     p.iters['loss'] = p.iters['loss'] + loss - .3
     f = first(p)
@@ -168,10 +170,8 @@ def test_dead_units_of_a_net_that_learns_well_are_a_warning_only_where_most_are_
 def test_saturation_of_a_net_that_learns_well_is_no_fault():
     p = Planted(); p.act = 'Tanh'; p.v['activation', 'frac_saturated'][:, 2] = .8
     assert first(p).rule == 'saturated' and diagnose(p.record()).ok
-    p.v['activation', 'frac_saturated'][:, 2] = 1.
-    assert diagnose(p.record()).ok                                       # one of three, as a gate may be
-    p.v['activation', 'frac_saturated'][:] = 1.
-    assert not diagnose(p.record()).ok                                   # not one unit of it has a slope
+    p.iters['loss'] = p.iters['loss'] + 1.2
+    assert not diagnose(p.record()).ok                                   # it was so from the start, and little is learned
 
 def test_units_stuck_at_a_bound_are_saturated_not_dead():
     p = Planted().starve(); p.act = 'Tanh'
@@ -272,8 +272,8 @@ def test_what_to_do_about_a_large_step_depends_on_what_was_before():
     assert first(p).fix == {'lr_cap': .1}                                # the schedule
     p = big(); p.iters['grad_norm'] = np.full(100, .43)
     assert first(p).fix == {'clip': .4}                                  # usual steps before it
-    p = big(); p.v['update', 'norm'][:31] = 20.
-    assert first(p).fix == {'lr': .01} if first(p).iters[0] == 0 else first(p).fix['lr'] <= .01
+    p = big(); p.v['update', 'norm'][:31] = 20.; p.iters['loss'][:31] = 2.3
+    assert first(p).iters[0] == 0 and first(p).fix == {'lr': .001}       # too large from the first on
 
 def test_adam_is_known_by_its_first_steps():
     from fastgradstats.diagnosis.evidence import run
@@ -383,7 +383,7 @@ def test_a_loss_that_spiked_and_came_back_is_no_alarm_once_much_is_learned(at, e
 
 def test_hard_batches_are_no_unstable_loss():
     p = Planted().starve()
-    rows = [30, 45, 60, 75, 90]
+    rows = [30, 45, 60, 75]
     p.iters['loss'][rows] = 9.
     assert severity(p, 'unstable') == 'critical'
     p.iters['loss_constant'] = np.array(p.iters['loss_constant']); p.iters['loss_constant'][rows] = 9.
@@ -441,13 +441,13 @@ def test_half_precision_that_lets_a_few_elements_of_every_layer_through():
     f = diagnose(p.record()).findings[0]
     assert f.rule == 'fp16_underflow' and len(f.layers) == Planted().layers
 
-def test_a_gradient_that_falls_smoothly_was_not_kept():
-    p = FAULTS['not_zeroed']()[0]
-    assert severity(p, 'not_zeroed')
-    p.v['grad', 'norm'] = p.v['grad', 'norm'][::-1].copy()
+def test_gradients_that_grow_smoothly_are_no_kept_ones_and_kept_ones_are_a_fact():
+    p = Planted().stay(); p.v['grad', 'mean'] = np.cumsum(np.cumsum(p.v['grad', 'mean'], axis=0), axis=0); p.v['grad', 'norm'] *= np.linspace(1, 50, p.n)[:, None]
     assert severity(p, 'not_zeroed') is None
+    p.iters['grad_kept'] = np.where(np.arange(p.n), 1., np.nan)
+    assert severity(p, 'not_zeroed') == 'critical'
+    assert severity(FAULTS['not_zeroed']()[0], 'not_zeroed') == 'critical'
 
-def test_a_net_that_has_only_just_begun_to_starve_has_a_verdict_too():
-    said = {k: diagnose(Planted().starve(slice(k, None)).record()) for k in range(80, 97)}
-    just = [rep.verdict for rep in said.values() if rep.verdict.startswith('No fault has lasted yet')]
-    assert just and any(rep.findings and rep.findings[0].rule == 'starved' for rep in said.values())
+def test_a_net_that_has_lost_what_it_knew_is_not_said_to_learn():
+    said = {k: diagnose(Planted().starve(slice(k, None)).record()) for k in range(40, 86, 5)}
+    for k, rep in said.items(): assert 'earns (' not in rep.verdict and ('starved' in [f.rule for f in rep.findings]) == (k <= 75), (k, rep.verdict)

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 from ..evidence import run                                                                        # noqa: F401
 from ..finding import SEVERITIES, Finding, Unreadable, rule                                      # noqa: F401
+from .facts import eval_mode, no_gradient
 from .gradients import fp16_underflow, starved, vanishing
-from .outcome import not_learning
+from .outcome import memorising, not_learning
 from .start import bad_init, double_softmax, input_scale
 from .steps import not_stepped, not_zeroed, step_too_large, step_too_small
 from .time import vanishing_through_time
@@ -37,6 +38,7 @@ def by_cause(rules):
         out.append(first)
     return tuple(out)
 
-ALL = by_cause([input_scale, double_softmax, not_stepped, not_zeroed, bad_init, fp16_underflow, step_too_large,
+ALL = by_cause([input_scale, double_softmax, no_gradient, not_stepped, not_zeroed, eval_mode, bad_init,
+                fp16_underflow, step_too_large,
                 exploding, non_finite, unstable, saturated, dead_units, vanishing_through_time, vanishing, starved,
-                step_too_small, not_learning])
+                step_too_small, memorising, not_learning])

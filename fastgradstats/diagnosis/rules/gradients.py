@@ -5,7 +5,8 @@ import numpy as np
 
 from ..fixes import found, scale_up, signal
 from ..._text import num, pct
-from ..evidence import FEWEST, dims, lasting, run, rolling_median
+from ..evidence import dims, run
+from ..series import FEWEST, lasting, rolling_median
 from ..finding import ELASTICITY, LOSS, Unreadable, factors, need, root_numel, rule, severity, stuck
 from ..thresholds import BLOCKED, PASSES, SETTLE, STARVED
 
@@ -29,7 +30,6 @@ def starved(rec, limit=STARVED, sure=40):
     if not hits: return
     (a, _), (_, b) = hits[0], hits[-1]
     lasts = b >= len(r) - 2
-    wakes = r.rising()[0][-1]
     low   = rolling_median(r.elasticity) if r.positive else r.placebo
     limit = limit if r.positive else BLOCKED
     e     = e if r.positive else r.median_placebo
@@ -40,17 +40,15 @@ def starved(rec, limit=STARVED, sure=40):
     fix   = signal(r)
     end   = f"to the end (iteration {r.iter[-1]})" if lasts else f"until iteration {r.iter[b]}, then it ended by itself"
     g     = r.gain_over_constant[b]
-    gain  = (f"gain over the best constant answer {num(max(g, 0))} of a loss of {num(r.best_constant)}"
-             if np.isfinite(r.best_constant) else
-             "the loss has not fallen by a tenth (gain was not measured, so this is less sure)")
-    harm  = severity(True, lasts and len(r) >= sure)                     # many a healthy net has not moved before that
+    gain  = f"gain over the best constant answer {num(g)} of a loss of {num(r.best_constant)}"
+    few   = len(r) < sure                                                # many a healthy net has not moved before that
     yield found('starved', layer=r.layers[worst], layers=lays, iters=(r.began(a), int(r.iter[b])),
                 value=float(np.nanmin(e[a:b + 1])), limit=limit,
-                severity='info' if not lasts and (wakes or not stuck(r)) else harm, fix=fix,
+                severity='warning' if few and stuck(r) else severity(r, ended=not lasts, sign=True), fix=fix,
                 also=[] if 'activation' in fix else ["an activation function that leaks"],
                 evidence=f"from iteration {r.began(a)} {end}: {what}, {gain}; lowest in {r.layers[worst]} "
                          f"({num(low[b, worst])}){_placebo(r, b)}{factors(r, b)}"
-                         + (f"; {len(r)} iterations are few to judge by, it may still wake" if len(r) < sure else ''))
+                         + (f"; {len(r)} iterations are few to judge by, it may still wake" if few else ''))
 
 def _placebo(r, row):
     p = r.median_placebo[row]
@@ -84,7 +82,7 @@ def vanishing(rec, limit=1e-3, steady=.7):
     fix   = signal(r)
     half  = tuple(r.layers[:max(1, int(np.sum(y[b] < top + np.log(limit) / 2)))])
     yield found('vanishing', layer=r.layers[0], layers=half, iters=(r.began(a), int(r.iter[b])), value=float(drop[b]),
-                limit=limit, severity='info' if not lasts and not stuck(r) else severity(True, lasts), fix=fix,
+                limit=limit, severity=severity(r, ended=not lasts, sign=True), fix=fix,
                 also=["shortcuts between the layers"],
                 evidence=f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a "
                          f"factor "
@@ -148,6 +146,5 @@ def _all_gone(r, zero, edge):
 def _underflow(r, hit, value, limit, evidence):
     fix = scale_up(r.first_loss) if r.positive else {'loss_scale': 65536.}
     return found('fp16_underflow', layer=r.layers[int(hit.argmax())], layers=tuple(np.array(r.layers)[hit]),
-                 iters=(int(r.iter[0]), int(r.iter[-1])), value=value, limit=limit, severity=severity(True, stuck(r)),
-                 fix=fix,
+                 iters=(int(r.iter[0]), int(r.iter[-1])), value=value, limit=limit, severity=severity(r), fix=fix,
                  evidence=evidence)

@@ -6,8 +6,9 @@ import pandas as pd
 
 from ..fixes import found, signal, weights
 from ..._text import num
-from ..evidence import FEWEST, LOUD, run
-from ..finding import LOSS, medians, named, need, root_numel, rule, stuck, thrives
+from ..evidence import LOUD, run
+from ..series import FEWEST
+from ..finding import LOSS, medians, named, need, root_numel, rule, severity, stuck
 from ..thresholds import DEAD_JUMP, SETTLE
 
 def _place(r, f, by):
@@ -28,12 +29,12 @@ def bad_init(rec, limit=10., each=1.6):
     r = run(rec)
     if not len(r): return
     worked = not stuck(r) and len(r) >= SETTLE + FEWEST         # before that it is a forecast
-    harm   = 'critical' if stuck(r) else 'info' if worked and not _costly(r) else 'warning'
+    harm   = severity(r, ended=worked and not _costly(r) and bool(r.learned[r.end]))
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
     if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
         stays = not r.get('weight', 'norm', zero)[-1].all()
-        if harm == 'info' and (stays or not thrives(r)): harm = 'warning'
+        if harm == 'info' and stays: harm = 'warning'
         fix   = signal(r) if r.off_scale else weights(r)
         yield found('bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., severity=harm, fix=fix,
                     evidence=f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes")
@@ -180,7 +181,7 @@ def input_scale(rec, large=10., small=.01):
     name  = rec.layers['input'].layer[k]
     yield found('input_scale', layer=name, layers=(name,), iters=(int(r.iter[0]), int(r.iter[-1])), value=float(s[k]),
                 limit=large if s[k] > small else small,
-                severity='critical' if stuck(r) else 'info' if thrives(r, .5) else 'warning',
+                severity=severity(r),
                 fix={'input': 'normalize'},
                 evidence=f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and "
                          f"learning "
@@ -206,7 +207,7 @@ def double_softmax(rec):
     if not abs(r.first_loss / np.log(n) - 1) < .2 or np.nanmin(r.loss) < np.log(n) - 1: return
     floor = np.log(1 + (n - 1) / np.e)
     yield found('double_softmax', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(np.nanmin(r.loss)), limit=floor,
-                severity='critical' if stuck(r) else 'warning', fix={'remove': 'softmax'},
+                severity=severity(r), fix={'remove': 'softmax'},
                 evidence=f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: "
                          f"through a "
                          f"second softmax the loss cannot fall below {num(floor)}")

@@ -7,8 +7,9 @@ import numpy as np
 
 from ..fixes import found
 from ..._text import num
-from ..evidence import lasting, run, rolling_median
-from ..finding import rule, severity, stuck
+from ..evidence import run
+from ..series import lasting, rolling_median
+from ..finding import rule, severity
 
 FEW = 5                           # calls of a module below which they are no time
 
@@ -48,7 +49,7 @@ def vanishing_through_time(rec, limit=1e-3, least=.5):
         fix   = {'init': 'orthogonal'}
         yield found('vanishing_through_time', layer=calls[0], layers=tuple(calls[:len(calls) - reach]),
                     iters=(r.began(a), int(r.iter[b])), value=float(share[b, 0]), limit=limit,
-                    severity=severity(stuck(r), lasts), fix=fix,
+                    severity=severity(r, ended=not lasts, sign=True), fix=fix,
                     also=["a gated cell (LSTM with a forget bias of 1, GRU)"],
                     evidence=f"on its way back through the {len(calls)} calls of {name} the gradient falls below "
                              f"{limit:g} of "

@@ -5,8 +5,9 @@ import numpy as np
 
 from ..fixes import found, signal, slower, weights
 from ..._text import pct
-from ..evidence import WINDOW, run
-from ..finding import Unreadable, medians, named, rule, spike, stuck, thrives, told
+from ..evidence import run
+from ..series import WINDOW
+from ..finding import Unreadable, medians, named, rule, severity, spike, told
 from ..thresholds import DEAD, DEAD_JUMP, WHOLE
 
 
@@ -57,10 +58,9 @@ def dead_units(rec, limit=DEAD):
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
     fix   = {**weights(r), 'activation': 'leaky_relu'} if born else slower(r, at)
-    fine  = not now or thrives(r) and share <= DEAD_JUMP or thrives(r, .5) and share < WHOLE
     yield found('dead_units', layer=names[k], layers=tuple(names[hit]),
                 iters=(big[0] if big else since, int(wins.last_iter.iloc[-1])), value=share, limit=limit,
-                severity='info' if fine else 'critical' if stuck(r) else 'warning', fix=fix,
+                severity=severity(r, ended=not now, sign=share < WHOLE, row=at), fix=fix,
                 also=[] if born else ["warm-up"],
                 evidence=f"{pct(share)} of the units of {names[k]} do not vary over any example ({how})"
                          + (f"; also in {named(list(names[hit])[1:])}" if hit.sum() > 1 else '')
@@ -83,12 +83,11 @@ def saturated(rec, limit=.5):
     if not hit.any(): return
     k     = int(hit.argmax())
     early = start[k] > limit
-    fine  = thrives(r) and (end[k] < WHOLE or hit.mean() < .5)                     # a gate or two may be shut
     anew  = signal(r) if r.off_scale else {}
     fix   = {**anew, 'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
     yield found('saturated', layer=acts.layer[k], layers=tuple(acts.layer[hit]),
                 iters=(int(r.iter[0 if early else -1]), int(r.iter[-1])), value=float(end[k]), limit=limit,
-                severity='critical' if stuck(r) else 'info' if not early or fine else 'warning', fix=fix,
+                severity=severity(r, sign=not early), fix=fix,
                 evidence=f"{'' if exact else 'about '}{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within "
                          f"3 % of "
                          f"its bounds{'' if exact else ', by its histogram, mean and std'}"

@@ -5,8 +5,9 @@ import numpy as np
 
 from ..fixes import found, slower, weights
 from ..._text import num, pct
-from ..evidence import WINDOW, run, rolling_median
-from ..finding import LOSS, Unreadable, need, past, rule, severity, spike, stuck, told
+from ..evidence import run
+from ..series import WINDOW, rolling_median
+from ..finding import LOSS, Unreadable, need, past, rule, severity, spike, told
 from ..thresholds import SETTLE
 
 PLACES = {'input': (0, 'the input'), 'activation': (1, 'the activation of'), 'grad': (3, 'the gradient of')}
@@ -18,8 +19,7 @@ PLACES = {'input': (0, 'the input'), 'activation': (1, 'the activation of'), 'gr
 def non_finite(rec):
     "NaN or infinite values: where first, and what spiked before."
     r     = run(rec)
-    steps = r.stepped & (np.isfinite(r.loss).cumsum() > 0)
-    bad   = np.isinf(r.loss) | np.isnan(r.loss) & steps
+    bad   = r.lost
     seen  = [*_nonfinite(r, bad), *([(int(bad.argmax()), 2, 'the loss', '')] if bad.any() else [])]
     if not seen: return
     row, order, what, layer = min(seen, key=lambda f: f[:2])                # within a row the forward pass comes first
@@ -31,7 +31,8 @@ def non_finite(rec):
     also = (["look at the data: the input itself holds them"] if order == 0 else [] if big or row else
             ["a look at the loss function for log(0) or a division by 0"])
     yield found('non_finite', layer=layer, layers=(layer,) if layer else (), iters=(int(r.iter[row]), int(r.iter[-1])),
-                value=1., limit=0., severity='critical', fix=fix, also=also,
+                value=1., limit=0., fix=fix, also=also,
+                severity='critical' if bad[-1] else 'warning' if bad.any() else 'info',
                 evidence=f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "
                          f"at iteration {r.iter[row]}{since}")
 
@@ -77,7 +78,7 @@ def exploding(rec, grown=30., worse=3.):
     fix   = slower(r, row)
     yield found('exploding', layer=worst, layers=tuple(l for l, u in zip(r.layers, up) if u > grown),
                 iters=(int(r.iter[row]), int(r.iter[last])), value=float(g[row] / base), limit=grown,
-                severity='info' if past(r, last) else severity(True, stuck(r)), fix=fix,
+                severity=severity(r, ended=past(r, last), row=row), fix=fix,
                 evidence=f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the "
                          f"first "
                          f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in "
@@ -106,7 +107,7 @@ def unstable(rec, times=2., few=3):
     big   = spike(r, int(rows[0]))
     fix   = slower(r, int(rows[0]))
     yield found('unstable', iters=(int(r.iter[rows[0]]), int(r.iter[rows[-1]])), value=float(np.nanmax(r.loss)),
-                limit=times * ref, severity='info' if past(r, rows[-1]) else 'critical' if stuck(r) else 'warning',
+                limit=times * ref, severity=severity(r, ended=past(r, rows[-1]), row=rows[0]),
                 fix=fix, also=["a check that the gradients are zeroed before each step"],
                 evidence=f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above "
                          f"{times:g} times its start in {pct(above.mean())} of the iterations"
