@@ -14,11 +14,11 @@ from types import EllipsisType
 from typing import Any
 
 from fastai.callback.core import Callback
-from fastai.torch_core import find_bs
 
 from ..diagnosis.report import diagnose
 from ..measure.baseline_loss import BaselineLoss
 from ..measure.plan import DEFAULTS, Plan, check_names, switch
+from ..measure.probes import batch_size
 from ..measure.watcher import Watcher
 from ..plots import plot_overview
 from ..record.summary import facts
@@ -44,6 +44,7 @@ class _Live:
         self.fitting  = False                             # within Learner.fit
         self.cut      = False                             # the epoch's training was cancelled
         self.nested   = False                             # within a validation, get_preds, summary within the fit
+        self.mixed    = ''                                # which of these, or 'a fit', has reset fastai's counts
         self.new      = False                             # a fit has begun and has not trained yet
         self.i        = 0
         self.life     = None
@@ -51,6 +52,7 @@ class _Live:
         self.paused   = None
         self.baseline = None
         self.fit      = self.epoch = 0
+        self.validated = 0                                # validations since the epoch's training
         self.outer    = []                                # of the fits within which this one runs
 
 
@@ -140,7 +142,8 @@ class LayerStatsCallback(Callback):
 
     # --- the loop ----------------------------------------------------------------------------------------------------
     def before_fit(self):
-        if self._live.fitting: self._live.nested = True               # a validation or get_preds inside the fit
+        live = self._live
+        if live.fitting: live.nested, live.mixed = True, live.mixed or 'a validation'         # or get_preds, summary
         same = [cb for cb in self.learn.cbs if type(cb) is type(self)]
         if len(same) > 1: raise ValueError(f"{len(same)} {type(self).__name__} on one Learner: give the statistics to "
                                            f"one of them and remove the others with learn.remove_cb")
@@ -150,7 +153,7 @@ class LayerStatsCallback(Callback):
         live = self._live
         if live.fitting: live.outer.append({n: vars(live)[n] for n in OF_A_FIT})        # a fit within a fit
         self._leave()
-        live.fitting, live.nested, live.new = True, False, True
+        live.fitting, live.nested, live.mixed, live.new, live.epoch = True, False, '', True, 0
 
     def _fit_ends(self):
         live = self._live
@@ -158,7 +161,7 @@ class LayerStatsCallback(Callback):
         if live.last is not None: live.last.end_fit()
         live.fitting = live.nested = False
         if not live.outer: return
-        vars(live).update(live.outer.pop(), fitting=True, i=live.life.iter if live.life else live.i)
+        vars(live).update(live.outer.pop(), fitting=True, mixed='a fit', i=live.life.iter if live.life else live.i)
         if live.watcher: live.watcher.attach(self.learn.model, self.learn.opt)
 
     def before_train(self):
@@ -186,7 +189,8 @@ class LayerStatsCallback(Callback):
         if w is None: return
         learn = self.learn
         if learn.model is not w.outer: w.attach(learn.model, learn.opt)                 # it has been replaced
-        w.begin(live.i, bs=find_bs(learn.yb if len(learn.yb) else learn.xb) or 0, fit=live.fit, epoch=live.epoch,
+        if live.mixed != 'a fit': live.mixed = ''         # the Recorder's losses go on
+        w.begin(live.i, bs=batch_size(*learn.yb or learn.xb), fit=live.fit, epoch=live.epoch,
                 left=learn.n_iter - learn.iter, t=time.perf_counter() - live.start)
         live.i += 1
         live.life.iter = live.i
@@ -221,6 +225,7 @@ class LayerStatsCallback(Callback):
     def before_validate(self):
         if self._live.watcher: self._live.paused = self._live.watcher.suspend()
     def after_validate(self):
+        self._live.validated += not self._live.nested
         if self._live.watcher and self._live.paused is not None: self._live.watcher.resume(self._live.paused)
         self._live.paused = None
 
@@ -229,16 +234,21 @@ class LayerStatsCallback(Callback):
     def after_train(self):
         w = self._live.watcher
         if w is None: return
+        self._live.validated = 0
         w.end_epoch(normal=not self._live.cut, last=self._live.epoch == self.learn.n_epoch - 1)
         self._leave(keep=True)
 
     def before_epoch(self):
         live = self._live
-        if live.fitting and not live.nested: live.epoch = self.learn.epoch         # a nested validation sets it to 0
+        if not live.fitting or live.nested: return
+        if not live.mixed: live.epoch = self.learn.epoch
+        live.mixed = ''
 
     def after_epoch(self):
         live = self._live
-        if live.fitting and not live.nested and not live.new and live.baseline is not None: self._take_epoch()
+        if not live.fitting or live.nested: return
+        if not live.new and live.baseline is not None: self._take_epoch()
+        live.epoch += 1
 
     def after_fit(self):
         live = self._live
@@ -261,9 +271,13 @@ class LayerStatsCallback(Callback):
         log  = rec.__dict__.get('log') if rec is not None else None
         if not log: return
         names = [n for n in rec.metric_names[1:] if n != 'time']
-        vals  = list(log[1:])[-len(names):]                       # a validation inside the epoch has added to its front
-        if vals: live.last.builder.epochs.append(dict(fit=live.fit, epoch=live.epoch,
-                                                  **{n: _number(v) for n, v in zip(names, vals)}))
+        vals  = list(log[1:])[-len(names):]                # a validation inside the training has added to its front
+        if live.mixed or live.validated > 1:
+            live.last.builder.ignore('losses and metrics of some epochs',
+                                     f"{live.mixed or 'get_preds'} ran within, which has reset fastai's own")
+            vals = [math.nan] * len(names)
+        if vals: live.last.builder.epochs.append(dict(
+            fit=live.fit, epoch=live.epoch, **dict(zip(names[-len(vals):] if live.cut else names, map(_number, vals)))))
 
     # --- pictures of what was recorded -------------------------------------------------------------------------------
     def plot(self, **kwargs):

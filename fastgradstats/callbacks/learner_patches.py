@@ -18,6 +18,7 @@ from fastai.learner import Learner
 
 from ..diagnosis.report import diagnose
 from ..diagnosis.rules import ALL
+from ..measure.optimizer_info import runs_hooks
 
 LIVES = weakref.WeakKeyDictionary()                       # Learner -> Life
 _old  = {}                                                # name -> what Learner had; None: nothing
@@ -66,6 +67,7 @@ def _step(self):
         order = max(cb.order for cb in ours)
         sure  = not any(cb.order > order and hasattr(type(cb), 'before_step') and type(cb) is not GradientClip
                         for cb in self.cbs)
+        if runs_hooks(self.opt): sure = None
     for w in live:
         w.rates(*rates(self.opt))
         w.before_update(sure)

@@ -8,13 +8,22 @@ their epochs.
 """
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .rows import Part, pad
+from .rows import TOLD, Part, pad
 from .probes import PARAMETERS
+
+
+def shared_out(model):
+    "Whether a process holds but a part of some parameters of a model: sharded (FSDP of both kinds), tensor parallel."
+    sharded = getattr(sys.modules.get('torch.distributed.fsdp'), 'FullyShardedDataParallel', ())
+    return any(isinstance(m, sharded) for m in model.modules()) or any(hasattr(p, 'placements')
+                                                                       for p in model.parameters())
 
 
 class Processes:
@@ -59,10 +68,10 @@ def _share(builder, fired):
     if not builder.processes.rank: return share
     sigs, rows = {}, []
     for r in builder.held:
-        m, at, parts = len(r.parts), 2 + 2 * len(r.parts), []
+        m, at, parts = len(r.parts), 2 + len(TOLD) * len(r.parts), []
         for k, p in enumerate(r.parts):
             numbers = np.array(r.flat[at:at + p.n], float)
-            parts.append((p.bs, r.flat[2 + k], r.flat[2 + m + k], sigs.setdefault(tuple(p.sig), len(sigs)), numbers))
+            parts.append((p.bs, r.flat[2 + k:2 + len(TOLD) * m:m], sigs.setdefault(tuple(p.sig), len(sigs)), numbers))
             at += p.n
         rows.append(parts)
     windows = {key: {k: s for k, s in enumerate(w.sums) if len(s)} for key, w in builder.windows.items()
@@ -103,13 +112,15 @@ def _take(builder, other):
     here = lambda p, k: end[p][k] if p in end else site[k]
     sigs = [[(p, here(p, k)) for p, k in sig] for sig in other['sigs']]
     for row, parts in zip(builder.held, other['rows']):
-        for bs, loss, constant, s, flat in parts:
+        for bs, told, s, flat in parts:
             m    = len(row.parts)
             part = Part(bs, row.parts[-1].last)
             row.parts.append(part)
             row.told = [*row.told, m]
             row.sig  = (*row.sig, *sigs[s])
-            row.flat = [*row.flat[:2 + m], loss, *row.flat[2 + m:2 + 2 * m], constant, *row.flat[2 + 2 * m:], *flat]
+            each = [row.flat[2 + k * m:2 + (k + 1) * m] for k in range(len(TOLD))]
+            row.flat = [*row.flat[:2], *[x for old, new in zip(each, told) for x in (*old, new)],
+                        *row.flat[2 + len(TOLD) * m:], *flat]
     for key, sums in other['windows'].items():
         w = builder.windows[key]
         for k, theirs in sums.items():

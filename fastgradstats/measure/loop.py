@@ -8,54 +8,26 @@ or that had none, lends it nothing.
 from __future__ import annotations
 
 import math
+import sys
 import time
-import weakref
 from collections import deque
 from numbers import Real
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from .baseline_loss import BaselineLoss
+from .closure import Closure
+from .listeners import STEP, Listeners, running
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
-from .probes import PROBES, tensors
+from .probes import PROBES, batch_size, tensors
 from .rows import Part, Row
+from .scalers import Scalers
 from .watcher import Watcher
 
 WAITING = 256                     # forward passes without a backward pass that are kept: a look at the model runs many
-
-
-class Listeners:
-    "Calls functions before a method of an object, until the last of them is removed; in any order."
-    @classmethod
-    def add(cls, obj, name, around):
-        "Have `around(original)` called in place of a method. Returns what `remove`s it."
-        mine = obj.__dict__.get(name)
-        if not isinstance(mine, cls): mine = cls(obj, name)
-        mine.around.append(around)
-        return _Removal(mine, around)
-
-    def __init__(self, obj, name):
-        self.had, self.old = obj.__dict__.get(name), getattr(obj, name)
-        self.obj, self.name, self.around = weakref.ref(obj), name, []
-        obj.__dict__[name] = self
-
-    def __call__(self, *args, **kwargs):
-        call = lambda: self.old(*args, **kwargs)
-        for f in self.around: call = (lambda f, inner: lambda: f(inner, *args, **kwargs))(f, call)
-        return call()
-
-    def remove(self, around):
-        self.around = [f for f in self.around if f is not around]
-        obj = self.obj()
-        if self.around or obj is None or obj.__dict__.get(self.name) is not self: return
-        if self.had is None: del obj.__dict__[self.name]
-        else:                obj.__dict__[self.name] = self.had
-
-class _Removal:
-    def __init__(self, listeners, around): self.listeners, self.around = listeners, around
-    def remove(self): self.listeners.remove(self.around)
 
 
 class Watch:
@@ -70,16 +42,21 @@ class Watch:
         self.watcher, self.model, self.opt, self.scaler = Watcher(plan, by_step=True), model, opt, scaler
         self.builder  = self.watcher.builder
         self.passes   = deque()                   # Parts that no step has used yet
-        self.row      = None                      # of the step at hand, once its gradients have been read
+        self.dropped  = deque(maxlen=WAITING)     # those whose gradients have been taken away since the last step
+        self.row      = None                      # of the next step, once its gradients have been read
+        self.taken    = None                      # of the step under way
+        self.last     = None                      # of the last step, as long as its loss may still be told
         self.i        = 0                         # the number of the next row's first pass
-        self.stepping = 0                         # how deep in calls of step, which may call one another
-        self.closure  = None                      # what is known of a step with a closure: its _Closure
-        self.unscale = self.found = None          # of an optimizer that unscales by itself
+        self.steps    = []                        # the frames of the calls of step under way: one may call another
+        self.closure  = None                      # what is known of a step with a closure: its Closure
+        self.unscale = self.found = None          # of an optimizer that divides by the scale itself
         self.versions = {}                        # of parameters that the optimizer does not have, after its last step
         self.pred     = None                      # what the model answered, until `loss` has seen it
         self.start    = None                      # when it began
         self.depth    = 0                         # how deep in calls of the model, which may call itself
-        self.handles  = []
+        self.trains   = False                     # whether a call in training mode has been seen
+        self.opts     = {}                        # the optimizer and those within it, by identity
+        self.handles, self.before = [], {}        # before: of each optimizer, the handle of our hook before its step
         self.baseline, self.loss_func = BaselineLoss(self.builder), loss_func
         self.builder.meta['grad_is'] = 'as the step consumes it'
 
@@ -87,20 +64,24 @@ class Watch:
     def record(self):
         "What was recorded up to now."
         self._begun()
+        self._add()
         return self.builder.record(self.watcher.clock.cost())
 
     def _begun(self):
         if self.start is None: raise ValueError('nothing is watched yet: put the loop into `with watch(...) as w:`')
 
     def loss(self, loss, pred=None, target=None):
-        """Tell the batch's loss (elasticity needs it); returns it, so that `w.loss(l).backward()` works. With the
-        model's answer and the target, and `watch(..., loss_func=)`, the gain is measured too."""
+        """Tell the batch's loss (elasticity needs it); returns it, so that `w.loss(l).backward()` works. It is that of
+        the newest pass that has none; right after a step, of those that led to it. With the model's answer and the
+        target, and `watch(..., loss_func=)`, the gain is measured too."""
         self._begun()
         if not isinstance(loss, (torch.Tensor, Real)):
-            raise TypeError(f"w.loss takes the loss of the batch, a tensor; got {loss!r}")
-        part = next((p for p in reversed(self.passes) if p.open and p.loss is None), None)
+            raise TypeError(f"w.loss takes the loss of the batch, a tensor or a number; got {type(loss).__name__}. "
+                            f"Give it the one that is run backwards: `loss, more = ...; w.loss(loss)`")
+        done = [p for p in self.last.parts if p.tasks != set()] if self.last is not None else []
+        part = next((p for p in reversed([*self.dropped, *self.passes, *done]) if p.loss is None), None)
         if part is None: return loss
-        measured = self.watcher.plan.due(self.builder.rows, self.i)
+        measured = self.last.measured if part in done else self.watcher.plan.due(self.builder.rows, self.i)
         baseline = None
         if measured and self.loss_func is not None and target is not None:
             answer   = self.pred if pred is None else pred
@@ -112,6 +93,7 @@ class Watch:
 
     def _placebo(self, pred, loss, part):
         w = self.watcher
+        if not part.open: return self.builder.ignore('placebo', 'the loss was told after the step')
         if any(p.tasks for p in self.passes if p is not part): return             # not the first pass of the row
         w.row, w.part = self._new_row(), part
         w.placebo(self.model, pred, loss)
@@ -121,7 +103,8 @@ class Watch:
         "Read the true gradient now: after unscaling, before clipping."
         self._begun()
         self.builder.meta['grad_is'] = 'the true gradient, read at w.grads()'
-        if self.row is None and any(p.grad is not None for _, p in self.watcher.parameters.trained): self._read()
+        if self.row is None and any(p.grad is not None for _, p in self.watcher.parameters.all):
+            self.row = self._read()
 
     # --- on and off --------------------------------------------------------------------------------------------------
 
@@ -135,6 +118,7 @@ class Watch:
 
     def _enter(self):
         w, opts = self.watcher, _optimizers(self.opt)
+        self.opts = {id(o): o for o in (self.opt, *opts)}
         w.attach(self.model, opts[-1])
         ours = {id(p) for g in self.opt.param_groups for p in g['params']}
         if not {id(p) for p in self.model.parameters()} & ours:
@@ -145,15 +129,18 @@ class Watch:
             self.handles.append(self.model.register_forward_pre_hook(Hook(self, '_before'), with_kwargs=True))
             self.handles.append(self.model.register_forward_hook(Hook(self, '_after'), always_call=True))
         for o in opts:
-            self.handles.append(o.register_step_pre_hook(self._before_step))
-            self.handles.append(o.register_step_post_hook(self._after_step))
-        for o in {id(o): o for o in (self.opt, *opts)}.values():
-            self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
-        if self.scaler is not None: self.handles.append(Listeners.add(self.scaler, 'step', self._scaler_step))
+            self.before[o] = o.register_step_pre_hook(Hook(self, '_before_step'))
+            self.handles.append(self.before[o])
+            self.handles.append(o.register_step_post_hook(Hook(self, '_after_step')))
+        self.handles.append(register_optimizer_step_pre_hook(Hook(self, '_before_any_step')))
+        for o in self.opts.values(): self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
+        self.scalers  = Scalers(self.scaler, w, self._scaler_step)
+        self.handles += self.scalers.handles
 
     def __exit__(self, kind, *error):
         w = self.watcher
         try:
+            self._add()
             w.end_epoch(normal=kind is None, last=True)
             w.end_fit()
             if not self.builder.rows and kind is None:
@@ -164,24 +151,28 @@ class Watch:
 
     def _leave(self):
         for h in self.handles: h.remove()
-        self.handles, self.pred, self.depth = [], None, 0
-        self.passes.clear()
+        self.handles, self.before, self.steps, self.pred, self.depth = [], {}, [], None, 0
+        self.passes.clear(); self.dropped.clear()
         self.watcher.detach()
 
     # --- forward and backward passes ---------------------------------------------------------------------------------
 
+    def _may_train(self, m):
+        "Whether a call of the model may lead to a step: not in eval mode where others have been in training mode."
+        return torch.is_grad_enabled() and (m.training or not self.trains) and not in_transform()
+
     def _before(self, place, m, args, kwargs):
-        if not (m.training and torch.is_grad_enabled()) or in_transform(): return
+        if not self._may_train(m): return
         w = self.watcher
+        self.trains = self.trains or m.training
         self.depth += 1
         if self.depth > 1: return                 # a model that calls itself
-        if self.stepping and not (self.closure and self.closure.running):                # a step that raised is over
-            self.stepping, self.closure, self.row = 0, None, None
+        self._add()
+        self._be_last()
         if self._zeroed_by_hand(): self._drop()
         w.follow()
         i    = self.i + sum(bool(p.tasks) for p in self.passes)
-        xs   = [t for _, t in tensors((args, kwargs))]
-        part = w.open_pass(i, len(xs[0]) if xs and xs[0].dim() else 0, w.plan.due(self.builder.rows, self.i),
+        part = w.open_pass(i, batch_size(*args, *kwargs.values()), w.plan.due(self.builder.rows, self.i),
                            w.plan.window and self.builder.now_rows + 1 == w.plan.window)
         self.passes.append(part)
         while sum(not p.tasks for p in self.passes) > WAITING:
@@ -194,7 +185,7 @@ class Watch:
 
     def _after(self, place, m, args, out):
         w = self.watcher
-        if not torch.is_grad_enabled() or not m.training or in_transform(): return
+        if not self._may_train(m): return
         self.depth -= 1
         if self.depth or w.hooks.part is None: return
         if out is None:                           # it has raised
@@ -211,14 +202,17 @@ class Watch:
             if not any(True for _ in tensors(out)):
                 self.builder.ignore('output', f"the model's answer is no tensor, nor holds any: {type(out).__name__}")
         if w.dose or self.loss_func: self.pred = out
-        scaler = self.scaler
-        w.hooks.begin_backward(scaler.get_scale() if scaler is not None and scaler.is_enabled() else None)
+        self.scalers.ended()                      # the last backward pass, if it has raised
+        w.hooks.begin_backward(w.hooks.scale)
         if not measured: w.hooks.mode = OFF
 
     def _came_back(self, part, g):
         "A backward pass has reached the model's answer."
         task = torch._C._current_graph_task_id()
         if task in part.tasks: return
+        if part in self.dropped:                  # run backwards again
+            self.dropped.remove(part)
+            self.passes.append(part)
         if not part.open and part not in self.passes:
             self.builder.ignore('some passes', f'more than {WAITING} ran before their backward pass, or it ran twice')
         if not self.stepping: self.row = None     # what was read before is no longer what there is
@@ -234,26 +228,38 @@ class Watch:
     def _ran(self, part):
         "Whether the gradients that the parameters hold came through this pass."
         tasks = self.watcher.parameters.tasks
+        if self.watcher.parameters.in_parts: return part.tasks != set()
         if part.tasks is None or self.watcher.hooks.blind: return bool(tasks) and part.tasks != set()
         return bool(part.tasks & tasks)
 
     def _drop(self):
-        "The gradients have been taken away: the passes that they came from belong to no step of this optimizer."
+        "The gradients have been taken away: the passes that they came from lend nothing, unless no others do."
         for p in [p for p in self.passes if self._ran(p)]:
-            p.open = False
             self.passes.remove(p)
+            self.dropped.append(p)
         if not self.stepping: self.row = None
         self.watcher.parameters.forget()
 
     def _zero_grad(self, zero, *args, **kwargs):
-        if self.watcher.parameters.tasks: self._drop()
+        if self.watcher.parameters.tasks or self.watcher.parameters.in_parts: self._drop()
         return zero()
 
     # --- a step ------------------------------------------------------------------------------------------------------
 
+    @property
+    def stepping(self):
+        "Whether a step is under way; one that has raised is over."
+        if self.steps: self.steps = [f for f in self.steps if f in running()]
+        return bool(self.steps)
+
     def _new_row(self):
-        row = Row(self.watcher.plan.due(self.builder.rows, self.i), (0, 0, time.perf_counter() - self.start))
-        return row
+        self._add()
+        return Row(self.watcher.plan.due(self.builder.rows, self.i), (0, 0, time.perf_counter() - self.start))
+
+    def _scale(self, i, p):
+        "What a gradient is still multiplied by. In a step: by nothing, unless the optimizer is one that divides."
+        ps = self.watcher.parameters
+        return self.unscale if self.steps and i in ps.group else ps.still_scaled(p)
 
     def _rates(self, row):
         "The learning rates with which the step is taken."
@@ -261,40 +267,67 @@ class Watch:
         row.lrs = [float(g['lr']) if 'lr' in g else math.nan for g in groups]
         row.mom = groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0])
 
-    def _read(self, exact=False, scale=None):
-        "The gradients as they are now."
-        self.row = self._new_row()
-        self.watcher.parameters.gradients(self.row, exact, scale)
+    def _read(self, exact=False):
+        "A row of the gradients as they are now."
+        row = self._new_row()
+        ps = self.watcher.parameters
+        ps.gradients(row, exact, self._scale if ps.scaled or self.unscale is not None else None)
+        return row
 
-    def _before_step(self, opt, args, kwargs):
-        self.stepping += 1
-        if self.stepping > 1: return              # an optimizer within another
+    def _later_hooks(self, opt):
+        "What runs between our hook and the step, and may change what it consumes: hooks that are no watch's."
+        hooks, mine = opt._optimizer_step_pre_hooks, self.before[opt].id
+        if mine not in hooks or next(reversed(hooks)) == mine: return []
+        ids = list(hooks)
+        return [k for k in ids[ids.index(mine) + 1:] if not isinstance(hooks[k], Hook)]
+
+    def _be_last(self):
+        "Have our hook run after those that were registered since, unless they are being run."
+        late = [o for o in self.before if self._later_hooks(o)]
+        if not late or any(f.f_code is STEP for f in running()): return
+        for o in late: o._optimizer_step_pre_hooks.move_to_end(self.before[o].id)
+
+    def _before_step(self, place, opt, args, kwargs):
+        nested = self.stepping
+        self.steps.append(sys._getframe(2))       # torch's own around the step
+        if nested: return                         # an optimizer within another
         ps, task = self.watcher.parameters, torch._C._current_graph_task_id()
         closure  = args[1] if len(args) > 1 else kwargs.get('closure')           # args[0] is the optimizer
         self.unscale, self.found = getattr(opt, 'grad_scale', None), getattr(opt, 'found_inf', None)
+        self.closure = None
         self._who_else_steps()
         if task != -1: ps.tasks.add(task)         # stepped within the backward pass
         if not callable(closure):
             now = self.row is None
-            if now: self._read(scale=self.unscale)
-            self._rates(self.row)
-            ps.used(self.row, now, sure=False, scale=self.unscale)
-            ps.weights(self.row)
+            self.taken = row = self._read() if now else self.row.again()
+            self._rates(row)
+            if self._later_hooks(opt): self._cannot_know(row, now)
+            else:                      ps.used(row, now, sure=False, scale=self._scale)
+            ps.weights(row)
             return
-        self.closure = _Closure(self, closure)
+        self.closure = Closure(self, closure)
         if len(args) > 1: return (args[0], self.closure, *args[2:]), kwargs
         return args, {**kwargs, 'closure': self.closure}
 
-    def _after_step(self, opt, args, kwargs):
-        self.stepping -= 1
+    def _cannot_know(self, row, now):
+        "A hook was registered since the forward pass: what it makes of the gradients is not seen in this row."
+        if now: row.forget(); row.read = True
+        self.builder.ignore(f"{'grad, ' if now else ''}grad_used, clip_factor", 'in some rows a step hook, registered '
+                            'after the forward pass, could still change the gradients')
+
+    def _after_step(self, place, opt, args, kwargs):
+        frame = sys._getframe(2)
+        if frame not in self.steps: return
+        del self.steps[self.steps.index(frame):]
         if self.stepping: return
-        row, ps, closure = self.row, self.watcher.parameters, self.closure
-        if closure is not None: row, self.closure = closure.row_before(), None
+        row, ps, closure = self.taken, self.watcher.parameters, self.closure
+        if closure is not None: row = closure.row if closure.evaluations else None
         if row is None: return
         if self.found is not None and bool(self.found): ps.no_updates(row)
         else:                                           ps.updates(row)
         if closure is not None: closure.join(row)
         self._finish(row)
+        self._be_last()
 
     def _who_else_steps(self):
         "Parameters that this optimizer does not have but that have moved since its last step."
@@ -302,24 +335,32 @@ class Watch:
         for i, p in ps.trained:
             if i not in ps.group and self.versions.get(i, p._version) != p._version: self.builder.stepped_elsewhere(i)
 
-    def _scaler_step(self, step, opt, *args, **kwargs):
+    def _before_any_step(self, place, opt, args, kwargs):
+        "Of any optimizer; one that is not watched may have been put in the place of this one."
+        if id(opt) in self.opts or self.stepping: return
+        theirs = {id(p) for g in opt.param_groups for p in g['params']}
+        ps     = self.watcher.parameters
+        if any(id(p) in theirs for i, p in ps.all if i in ps.group):
+            self.builder.ignore('some steps', f"another optimizer ({type(opt).__name__}) has taken them, with "
+                                              f"parameters of the watched one: watch it as well")
+
+    def _scaler_step(self, step, scaler, opt, *args, **kwargs):
         "A scaler steps the optimizer, or skips the step."
-        if opt is not self.opt: return step()
-        rows = self.builder.rows
-        out  = step()
-        if self.builder.rows == rows and self.watcher.parameters.tasks:
-            self._read(exact=True)
-            self._rates(self.row)
-            self.watcher.parameters.no_updates(self.row)
-            self._finish(self.row)
+        if id(opt) not in self.opts or not scaler.is_enabled(): return step()
+        last, out = self.last, step()
+        if self.last is last:
+            row = self.row or self._read(exact=True)
+            self._rates(row)
+            self.watcher.parameters.no_updates(row)
+            self._finish(row)
         return out
 
     def _finish(self, row):
         "The row is whole: the passes that led to it, and what was read at the parameters."
         ps, hooks = self.watcher.parameters, self.watcher.hooks
         used = [p for p in self.passes if self._ran(p)]
-        if not ps.tasks and not used:             # gradients set by hand: what ran since is what they came from
-            used = [p for p in self.passes if p.tasks or p.tasks is None]
+        for ran in (self.passes, self.dropped):   # gradients set by hand: what ran since is what they came from
+            if not ps.tasks and not used: used = [p for p in ran if p.tasks or p.tasks is None]
         if not used and row.measured:
             self.builder.ignore('activations, input, output', 'no forward pass of the model, called as a module, was '
                                                               'seen to lead to a step')
@@ -327,58 +368,25 @@ class Watch:
             p.open = False
             hooks.settle(p, ps.tasks)
             row.placebo = row.placebo or p.placebo
-            self.passes.remove(p)
+            if p in self.passes: self.passes.remove(p)
+        for p in self.dropped: p.open = False
+        self.dropped.clear()
         row.parts = used or [Part(0, self.i)]
         row.kept  = next((p.kept for p in row.parts if not math.isnan(p.kept)), math.nan)
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)
         if len(row.parts) > 1: row.n_accum = max(1, len(ps.tasks))        # several passes may share a backward pass
-        self.row = None
+        self.row = self.taken = self.closure = self.unscale = None
         ps.forget()
         self.versions = {i: p._version for i, p in ps.trained if i not in ps.group}
         hooks.mode = OFF if hooks.part is None or not hooks.part.open else hooks.mode
-        self.builder.add(row)
+        self._add()
+        self.last = row
 
-
-class _Closure:
-    "A closure given to a step: the gradient is that of its last evaluation, the weights those before the first."
-    def __init__(self, watch, closure):
-        self.watch, self.closure, self.running, self.evaluations = watch, closure, False, 0
-        ps = watch.watcher.parameters
-        ps.got   = [(i, p) for i, p in ps.trained if i in ps.group]
-        self.row = watch._new_row()
-        watch._rates(self.row)
-        ps.weights(self.row)
-        self.kept = ps.got
-
-    def __call__(self, *args, **kwargs):
-        w = self.watch
-        if self.evaluations: w._drop()
-        w.row, self.running = None, True
-        try: out = self.closure(*args, **kwargs)
-        finally: self.running = False
-        self.evaluations += 1
-        now = w.row is None                       # else `w.grads()` has read it before it was clipped
-        if now: w._read()
-        w.watcher.parameters.used(w.row, now, sure=False)
-        return out
-
-    def row_before(self):
-        "The row with the weights before the step, if the closure was called."
-        self.watch.watcher.parameters.got = self.kept
-        self.row.read = True
-        return self.row if self.evaluations else None
-
-    def join(self, row):
-        "Give the row the gradient of the last evaluation."
-        last = self.watch.row
-        row.own.sig   += last.own.sig
-        row.own.flat  += last.own.flat
-        row.own.hists += last.own.hists
-        row.grad_norm, row.clip = last.grad_norm, last.clip
-        if self.evaluations > 1:
-            meta = self.watch.builder.meta
-            meta['evaluations'] = max(self.evaluations, meta.get('evaluations', 0))
+    def _add(self):
+        "The last step's row is whole: its loss has been told, or will not be."
+        row, self.last = self.last, None
+        if row is not None: self.builder.add(row)
 
 
 def _optimizers(opt):
@@ -397,7 +405,7 @@ def watch(
     opt: torch.optim.Optimizer,        # the torch.optim optimizer whose steps are the rows
     *,
     window: int | None = 50,           # rows of a window of the life table: a plain loop has no epochs
-    scaler: Any = None,                # the loop's GradScaler: `grad_output` is divided by its scale
+    scaler: Any = None,                # a GradScaler that is not made of torch's, whose own are found
     loss_func: Any = None,             # the loss function: with `w.loss(loss, pred, target)` the gain is measured
     **settings: Any,                   # the probes and settings of LayerStatsCallback, but for `verbose`
 ) -> Watch:

@@ -26,7 +26,7 @@ class Hook:
         self.owner, self.act, self.place, self.always = weakref.ref(owner), act, place, always
     def __call__(self, *args):
         o = self.owner and self.owner()
-        if o is not None and (o.mode or self.always): getattr(o, self.act)(self.place, *args)
+        if o is not None and (o.mode or self.always): return getattr(o, self.act)(self.place, *args)
     def __deepcopy__(self, memo): return _inert()
     def __reduce__(self): return _inert, ()
 
@@ -197,11 +197,18 @@ class ModuleHooks:
             if self.nodes is not None: self.nodes |= nodes_within(args, t)
             site = self.builder.sites.get((name, path, after))
             if site is None:
-                if unsure and only_reshapes(args, output): continue          # a Flatten of one's own is no nonlinearity
+                if unsure and self._is_none(args, t, output): continue
                 site = self.builder.add_site((name, path, after), type(module).__name__, t.shape[1:])
             if 'activation' in self.plan.stats: self._read_site((name, path, after), site, base(t), axis, bounds)
             if   t.requires_grad and not t.is_leaf: self._ask(t, site, bounds)
             elif not torch.is_grad_enabled():   self.blind.add(site)
+
+    def _is_none(self, args, t, output):
+        """Whether a module that may be a nonlinearity is none, by its first call: a Flatten of one's own; what prepares
+        the input, before any layer; what comes to nothing that depends on its input's values, such as anchors."""
+        if only_reshapes(args, output): return True
+        if t.requires_grad or not torch.is_grad_enabled(): return False
+        return not self.last_mark[0] or any(x.requires_grad for _, x in tensors(args))
 
     def _read_site(self, key, site, t, axis, bounds):
         plan, units = self.plan, ()

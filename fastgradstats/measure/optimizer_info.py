@@ -3,10 +3,23 @@ from __future__ import annotations
 
 import torch
 
+from .module_hooks import Hook
+
 NAMES = dict(sgd_step='SGD', momentum_step='SGD', rms_prop_step='RMSProp', adam_step='Adam', radam_step='RAdam',
              qhadam_step='QHAdam', larc_step='Larc', lamb_step='Lamb')                # fastai's steps
 TRUE_DECAY = ('AdamW', 'Muon', 'Adafactor')           # torch's that shrink the weights themselves and have no choice
 
+
+def layers(opt):
+    "An optimizer and those that it wraps, one within the other."
+    while opt is not None:
+        yield opt
+        opt = next((vars(opt)[k] for k in ('opt', 'optimizer') if k in getattr(opt, '__dict__', ())), None)
+
+def runs_hooks(opt):
+    "Whether hooks of others run before the step of a torch optimizer, or of one within: they may change gradients."
+    return any(not isinstance(f, Hook) for o in layers(opt)
+               for f in getattr(o, '_optimizer_step_pre_hooks', {}).values())
 
 def describe(
     opt,                          # a fastai or torch optimizer, or what wraps one
@@ -14,10 +27,7 @@ def describe(
     """Its name, weight decay, whether that shrinks the weights themselves (None: not known), and eps (None: has none).
     A list where parameter groups differ."""
     wraps = [type(opt).__name__] if hasattr(opt, 'slow_weights') else []              # fastai's Lookahead
-    while True:
-        inner = next((vars(opt)[k] for k in ('opt', 'optimizer') if k in getattr(opt, '__dict__', ())), None)
-        if inner is None: break
-        opt = inner
+    opt  = [*layers(opt)][-1]
     name = type(opt).__name__
     if hasattr(opt, 'hypers'):                                                        # fastai's
         groups, key = opt.hypers, 'wd'

@@ -3,10 +3,12 @@ they are used, weights, updates."""
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 
 from .clock import timed
+from .distributed import shared_out
 from .probes import named_params
 from .readers import Failed
 
@@ -22,22 +24,34 @@ class ParameterReader:
         self.handles = []
         self.touched = set()                      # parameters that received a gradient since the last step
         self.tasks   = set()                      # and the backward passes that gave it, by autograd's number
+        self.scale, self.scaled = None, {}        # by what a scaler multiplies what comes; parameter -> (that, _mark)
         self.last    = None                       # (parameter, its gradient's identity, its version) of the last such
-        self.got     = []                         # (number, parameter) of those read in the open row
-        self.kept    = []                         # of those whose weights are kept for the update
+        self.got     = []                         # (number, parameter) of those whose gradient is read in the open row
+        self.kept    = []                         # of those whose weights are read, and kept for the update
         self.opt     = None
         self.group, self.eps = {}, {}             # number -> parameter group; the eps of an optimizer that has one
         self.sizes   = None                       # of the parameter groups
         self.lazy    = False                      # parameters are still to come
+        self.in_parts = False                     # this process holds a part of each: none is read
         self.seen    = None                       # identities and versions of the gradients as they were read
-        self.stepped = []                         # [(parameter, identity, version)] of gradients after the last step
+        self.stepped = []                         # [(parameter, mark of its gradient)] after the last step
 
     # --- on and off --------------------------------------------------------------------------------------------------
 
     def attach(self, model, opt):
         "Note which parameters are trained, and have each say when it received a gradient."
+        self._find(model)
+        self.flags = [p.requires_grad for _, p in self.all]
+        self.set_optimizer(opt)
+
+    def _find(self, model):
+        "The parameters that can be read, each with a hook."
         self.detach()
         self.lazy = False
+        self.in_parts = self.in_parts or shared_out(model)
+        if self.in_parts: return self.builder.ignore('grad, weight, update', (
+            'the parameters are shared out over processes (FSDP), of which each holds a part: on one, or under '
+            'DistributedDataParallel, they are read. Activations and losses are those of this process'))
         for name, owner, m, p in named_params(model):
             if isinstance(p, torch.nn.parameter.UninitializedParameter): self.lazy = True; continue
             k = self.builder.add_parameter(name, owner, type(m).__name__, p)
@@ -46,8 +60,6 @@ class ParameterReader:
                 self.trained.append((k, p))
                 self.builder.trained.add(k)
                 self.handles.append(p.register_post_accumulate_grad_hook(self.accumulated))
-        self.flags = [p.requires_grad for _, p in self.all]
-        self.set_optimizer(opt)
 
     def set_optimizer(self, opt):
         "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
@@ -56,12 +68,12 @@ class ParameterReader:
         groups = ([(ps, h, 'sqr_mom' in h) for ps, h in zip(opt.param_lists, opt.hypers)] if hasattr(opt, 'param_lists')
                   else [(g['params'], g, True) for g in opt.param_groups])
         where  = {id(p): i for i, (ps, _, _) in enumerate(groups) for p in ps}
-        for i, p in self.trained:
+        for i, p in self.all:
             if id(p) not in where: continue
             self.group[i] = where[id(p)]
             self.builder.optimized.add(i)
             _, h, second  = groups[where[id(p)]]
-            if second and h.get('eps') is not None: self.eps[i] = float(h['eps'])
+            if second and isinstance(h.get('eps'), (Real, torch.Tensor)): self.eps[i] = float(h['eps'])
 
     def groups_changed(self): return self.sizes != _sizes(self.opt)
 
@@ -77,6 +89,13 @@ class ParameterReader:
         self.tasks.add(torch._C._current_graph_task_id())
         g = p.grad
         self.last = p, id(g), g._version if g is not None and not g.is_sparse else 0
+        if self.scale is not None: self.scaled[p] = self.scale, _mark(g)
+        elif self.scaled:          self.scaled.pop(p, None)
+
+    def still_scaled(self, p):
+        "By what a scaler has multiplied a parameter's gradient, if nobody has changed it since."
+        scale, mark = self.scaled.get(p, (None, None))
+        return scale if mark == _mark(p.grad) else None
 
     def forget(self):
         "What was received belongs to a step that is over, or to none."
@@ -95,27 +114,32 @@ class ParameterReader:
 
     def were_kept(self):
         "Whether the gradients of the last step are still there, to be added to: 1., 0., or NaN where none is known."
-        held = [p.grad for p, *was in self.stepped if p.grad is not None and [id(p.grad), _version(p.grad)] == was]
+        held = [p.grad for p, was in self.stepped if p.grad is not None and _mark(p.grad) == was]
         if not self.stepped: return math.nan
         return float(any(bool((g._values() if g.is_sparse else g).any()) for g in held[:1]))     # .data zeroed unseen
 
-    def all_gone(self): return all(p.grad is None for p in self.touched)
+    def all_gone(self): return not self.in_parts and all(p.grad is None for p in self.touched)
 
     # --- around a step -----------------------------------------------------------------------------------------------
 
     @timed
     def gradients(self, row, exact=False, scale=None):
         """Read the true gradient: after unscaling, before clipping. `exact`: count non-finite elements without
-        sampling; `scale`: what it is still multiplied by."""
+        sampling; `scale(i, p)`: what it is still multiplied by, or None."""
         row.read = True
         if not row.measured: return
-        self.got = [(i, p) for i, p in self.trained if p.grad is not None and
-                    (p in self.touched or self.watcher.may_be_touched(p))]
+        have     = [(i, p) for i, p in self.all if p.grad is not None]
+        self.got = [(i, p) for i, p in have if p in self.touched or self.watcher.may_be_touched(p)]
+        for i, p in have if len(have) > len(self.got) else ():
+            if p.requires_grad and all(p is not q for _, q in self.got): self.builder.no_gradient(i)
         self.builder.received.update(i for i, _ in self.got)
-        gs = [p.grad if scale is None else p.grad / scale for _, p in self.got]
-        norms = self._capture(row, 'grad', gs, None if exact else self.plan.sample)
+        norms = self._capture(row, 'grad', self._gradients(scale), self.got, None if exact else self.plan.sample)
         row.norms, row.grad_norm = norms, _total(norms)
         self.seen = [(id(p.grad), p.grad._version) for _, p in self.got]
+
+    def _gradients(self, scale):
+        if scale is None: return [p.grad for _, p in self.got]
+        return [p.grad if s is None else p.grad / s for i, p in self.got for s in [scale(i, p)]]
 
     @timed
     def used(self, row, now, sure=True, scale=None):
@@ -124,58 +148,59 @@ class ParameterReader:
         if not row.measured: return
         same = now or sure and self.seen == [(id(p.grad), p.grad._version) for _, p in self.got]
         if not same or 'grad_used' in self.plan.stats:
-            gs    = [p.grad if scale is None else p.grad / scale for _, p in self.got]
-            norms = self._capture(row, 'grad_used', gs)
+            norms = self._capture(row, 'grad_used', self._gradients(scale), self.got)
         if self.got: row.clip = 1. if same else _divide(_total(norms), row.grad_norm)
 
     @timed
-    def weights(self, row):
-        "The weights before the step, of those read; what is kept of them is what the update is measured from."
+    def weights(self, row, which=None):
+        """The weights before the step, of all that it may move: also where nothing came to a gradient that is zero, as
+        momentum and decay go on. What is kept of them is what the update is measured from."""
         if not row.measured: return
-        self.kept = self.got
-        norms = self.reader.keep(*zip(*self.got), self.plan.wanted['update']) if 'update' in self.plan.stats and \
-                self.got else {}
-        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.got], known=norms)
+        self.kept = which or [(i, p) for i, p in self.all if p.grad is not None]
+        norms = self.reader.keep(*zip(*self.kept), self.plan.wanted['update']) if 'update' in self.plan.stats and \
+                self.kept else {}
+        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.kept], self.kept, known=norms)
 
     @timed
     def updates(self, row):
         "What the step has changed."
         row.stepped = row.done = True
-        self.stepped = [(p, id(p.grad), _version(p.grad)) for i, p in self.got
-                        if p.grad is not None and i in self.group]
+        self.stepped = [(p, _mark(p.grad)) for i, p in self.got if p.grad is not None and i in self.group]
         if not row.measured or 'update' not in self.plan.stats: return
         lrs = row.lrs or ()
-        row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.got if self.group.get(i, len(lrs)) < len(lrs)}
-        diffs, norms = self.reader.changes(*zip(*self.got), self.plan.wanted['update']) if self.got else ([], {})
-        self._capture(row, 'update', diffs, known=norms)
+        row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.kept if self.group.get(i, len(lrs)) < len(lrs)}
+        diffs, norms = self.reader.changes(*zip(*self.kept), self.plan.wanted['update']) if self.kept else ([], {})
+        self._capture(row, 'update', diffs, self.kept, known=norms)
 
     @timed
     def no_updates(self, row):
         "The step was not taken: the weights are as they were."
         row.done = True
         if not row.read or not row.measured: return
-        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.got])
+        if 'weight' in self.plan.stats: self._capture(row, 'weight', [p for _, p in self.got], self.got)
         if 'update' in self.plan.stats:
-            self._capture(row, 'update', [torch.zeros(1).expand(p.shape) for _, p in self.got])
+            self._capture(row, 'update', [torch.zeros(1).expand(p.shape) for _, p in self.got], self.got)
 
     @property
     def reader(self): return self.watcher.reader
 
-    def _capture(self, row, probe, xs, sample=..., known=()):
-        """Read one tensor of every parameter that received a gradient; returns their norms, numbers or 0-dim tensors.
-        `known`: those that are known already, by their place in `got`."""
+    def _capture(self, row, probe, xs, places, sample=..., known=()):
+        """Read one tensor of every parameter in `places`; returns their norms, numbers or 0-dim tensors. `known`: those
+        that are known already, by their place there."""
         wanted, own = self.plan.wanted.get(probe), row.own
-        for i, p in self.got:
+        for i, p in places:
             if p.is_complex(): self.builder.take_magnitudes(i, p)
         try: found, norms = self.reader.read_all(xs, wanted, sample=self.plan.sample if sample is ... else sample,
-                                                 eps=[self.eps.get(i) for i, _ in self.got], known=known)
-        except Failed as e: raise self.builder.failure(e, probe, self.got[e.k][0], xs[e.k]) from e.__cause__
+                                                 eps=[self.eps.get(i) for i, _ in places], known=known)
+        except Failed as e: raise self.builder.failure(e, probe, places[e.k][0], xs[e.k]) from e.__cause__
         if wanted:
-            for (i, _), f in zip(self.got, found): own.add(probe, i, f, wanted)
+            for (i, _), f in zip(places, found): own.add(probe, i, f, wanted)
         return norms
 
 
-def _version(g): return g._version if not g.is_sparse else 0
+def _mark(g):
+    "What changes when a gradient is replaced, or changed in place."
+    return id(g), g._version if g is not None and not g.is_sparse else 0
 
 def _sizes(opt):
     "How many parameters each group has."

@@ -165,6 +165,15 @@ def tensors(o, path=''):
         for f in fields(o): yield from tensors(getattr(o, f.name, None), f'{path}.{f.name}')
     elif hasattr(o, 'to_tuple'): yield from tensors(o.to_tuple(), path)
 
+def batch_size(*args):
+    """How many examples a model is given: the length of its first tensor, unless each example comes by itself, as
+    images of several sizes do: in a list of dicts, or in a list of tensors that are not equally long."""
+    length = lambda t: len(t) if isinstance(t, torch.Tensor) and t.dim() else 0
+    for x in args:
+        if isinstance(x, (list, tuple)) and x and all(isinstance(i, Mapping) for i in x): return len(x)
+    if args and isinstance(args[0], list) and len({*map(length, args[0])}) > 1: return len(args[0])
+    return next((length(t) for _, t in tensors(args)), 0)
+
 # how autograd calls what an activation function leaves in its graph; log_softmax is mostly the loss's
 ACTIVATIONS = {f'{n}Backward': n.lower() for n in (
     'Relu', 'Relu6', 'Hardtanh', 'Tanh', 'Sigmoid', 'Gelu', 'Silu', 'Elu', 'Celu', 'Selu', 'LeakyRelu', 'Softplus',

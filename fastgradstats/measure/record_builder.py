@@ -18,7 +18,7 @@ from .probes import ENDS, OUTPUTS, PARAMETERS
 from ..record.bins import BIN_EDGES, BIN_LABELS, N_BINS, Bins
 from ..record.record import Record
 from ..record.schema import ITER_COLS, UNSEEN
-from .rows import Windows, grow
+from .rows import TOLD, Windows, grow
 from .statistics import unit_states
 
 FLUSH      = 50                   # rows between two copies from the device to the host
@@ -100,7 +100,7 @@ class RecordBuilder:
         told     = lambda v: math.nan if v is None else v
         row.told = [k for k, p in enumerate(row.parts) if p.loss is not None] or range(len(row.parts))
         row.flat = [row.grad_norm, row.clip,
-                    *[told(v) for k in ('loss', 'constant', 'prior') for v in (getattr(p, k) for p in row.parts)]]
+                    *[told(getattr(p, k)) for k in TOLD for p in row.parts]]
         row.n_accum = row.n_accum or len(row.parts)
         for part in [*row.parts, row.own]:
             row.flat += part.flat
@@ -161,19 +161,17 @@ class RecordBuilder:
             mean = lambda v: _mean([v[k] for k in r.told], [r.parts[k].bs for k in r.told])
             fit, epoch, t = r.about
             line = (r.parts[-1].last, fit, epoch, sum(p.bs for p in r.parts),
-                    *[mean(r.flat[2 + k * m:2 + (k + 1) * m]) for k in range(3)],
+                    *[mean(r.flat[2 + k * m:2 + (k + 1) * m]) for k in range(len(TOLD))],
                     r.lrs[-1] if r.lrs else math.nan, r.mom, r.flat[0],
                     r.flat[1] if r.stepped else math.nan, r.kept,
                     r.stepped, r.measured, r.n_accum, t)
             for c, v in zip(iters, line): iters[c].append(v)
         for (sig, m), which in groups.items():
-            table = np.array([rows[k].flat[2 + 3 * m:] for k in which], dtype=float)            # (row, number)
+            table = np.array([rows[k].flat[2 + len(TOLD) * m:] for k in which], dtype=float)            # (row, number)
             self._reduce_group(sig, table, np.array(which), values)
         for p in {*self.plan.wanted} & {*PARAMETERS} if self.magnitudes else ():
             for s in self.plan.wanted[p].scalars:
                 if s.signed: values[p, s.name][:, sorted(self.magnitudes)] = np.nan
-        for s in self.plan.wanted['update'].scalars if 'update' in self.plan.wanted else ():
-            if self.others: values['update', s.name][:, sorted(self.others)] = np.nan
         lrs = np.full((n, sizes.get('update', 0)), np.nan, np.float32)
         for k, r in enumerate(rows):
             for i, lr in (r.layer_lrs or {}).items(): lrs[k, i] = lr
@@ -303,6 +301,11 @@ class RecordBuilder:
         self.others.add(i)
         self.ignore(f"{self.param_list[i]['layer']} (update)", 'another optimizer steps it')
 
+    def no_gradient(self, i):
+        "A parameter holds a zero that no backward pass has brought: it was zeroed in place, and that is no gradient."
+        self.ignore(f"{self.param_list[i]['layer']} (grad)", 'in some rows no gradient came to it, only the zeros of '
+                                                             'zero_grad were there')
+
     def failure(self, e, probe, layer, x):
         "What is raised where reading failed."
         what = f'the statistic {e.name!r}' if getattr(e, 'name', None) else 'a built-in statistic'
@@ -338,6 +341,7 @@ class RecordBuilder:
             for s in ss:
                 if s.kind != 'scalar': continue
                 values[p, s.name] = self._stack([v[p, s.name] for _, v in chunks], orders[p])
+                if p == 'update': values[p, s.name][:, np.isin(orders[p], list(self.others))] = np.nan
             if p == 'update': values['update', 'lr'] = self._stack([v['update', 'lr'] for _, v in chunks], orders[p])
         if self.plan.placebo:
             values['grad', 'placebo'] = self._stack([v['grad', 'placebo'] for _, v in chunks], orders['grad'])

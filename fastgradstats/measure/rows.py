@@ -2,11 +2,15 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import numpy as np
 import pandas as pd
 
 from ..record.join import MAX_WINDOWS, coarsen
+
+
+TOLD = 'loss', 'constant', 'prior'       # of every micro-batch; in the numbers of a row they follow norm and clip
 
 
 class Part:
@@ -42,6 +46,12 @@ class Row:
         self.lrs = self.layer_lrs   = self.placebo = None          # placebo: (numbers of parameters, values)
         self.mom = math.nan
         self.kept = math.nan                      # whether gradients of the step before were there at the first pass
+    def again(self):
+        "A row that has what this one has read, for a step that may have to be tried again."
+        new = copy(self)
+        new.own = Part()
+        for k in ('sig', 'flat', 'hists', 'units'): getattr(new.own, k).extend(getattr(self.own, k))
+        return new
     def forget(self):
         "Drop what was read at the parameters."
         self.own, self.read, self.grad_norm, self.clip = Part(), False, math.nan, math.nan

@@ -141,8 +141,15 @@ class Watcher:
 
     def tell_loss(self, part, loss, baseline=None):
         "`baseline`: () -> the losses of the batch's mean answer and of the best of the batches before."
-        part.loss = self.reader.number(loss)
-        if baseline is not None: part.constant, part.prior = map(self.reader.number, baseline())
+        part.loss = self._number('loss', loss)
+        if baseline is None: return
+        part.constant, part.prior = (self._number(n, v) for n, v in zip(('loss_constant', 'loss_prior'), baseline()))
+
+    def _number(self, name, x):
+        try: return self.reader.number(x)
+        except (TypeError, ValueError):
+            self.builder.ignore(name, f"it is no tensor but {type(x).__name__}")
+            return math.nan
 
     @timed
     def placebo(self, model, pred, loss):
@@ -179,11 +186,12 @@ class Watcher:
         if self.row is not None and self.row.parts and not self.row.read: self.parameters.gradients(self.row, exact)
 
     def before_update(self, sure=True):
-        "The optimizer is about to step. `sure`: see ParameterReader.used."
+        "The optimizer is about to step. `sure`: see ParameterReader.used; None: what it consumes is not known."
         now = self.row is not None and not self.row.read
         self.grads()
         if self.row is None or not self.row.read: return
-        self.parameters.used(self.row, now, sure)
+        if sure is not None: self.parameters.used(self.row, now, sure)
+        else: self.builder.ignore('grad_used, clip_factor', 'step hooks of torch may still change the gradients')
         self.parameters.weights(self.row)
 
     def after_update(self):

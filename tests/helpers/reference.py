@@ -108,10 +108,9 @@ class Spy(Callback):
         step   = self.learn.opt.step
         def stepping(*args, **kwargs):
             got = self._touched()
-            used, old = {n: _np(params[n].grad) for n in got}, {n: _np(p) for n, p in params.items()}
+            used, old = {n: _np(params[n].grad) for n in got}, {n: _np(p) for n, p in params.items() if p.grad is not None}
             out = step(*args, **kwargs)
-            self._row(True, used=used, weight={n: old[n] for n in got}, update={n: _np(params[n]) - old[n] for n in got},
-                      lr=self._lrs(params))
+            self._row(True, used=used, weight=old, update={n: _np(params[n]) - old[n] for n in old}, lr=self._lrs(params))
             return out
         self.spy_own = self.learn.opt.__dict__.get('step')
         self.learn.opt.step = stepping

@@ -62,6 +62,29 @@ def test_accelerate():
             o.step(); o.zero_grad()
     same(w.record, Plain(net(), clip=.05).run(batches))
 
+def test_accelerate_with_a_scaler():
+    "Its optimizer steps through a GradScaler of its own, which clips only what it has unscaled, and may skip the step."
+    from accelerate import Accelerator
+    from accelerate.optimizer import AcceleratedOptimizer
+    Accelerator(cpu=True)
+    m = net(); s = torch.amp.GradScaler('cpu', init_scale=1024.); o = torch.optim.SGD(m.parameters(), .1); a = AcceleratedOptimizer(o, scaler=s)
+    x, y = data(); want = []
+    with watch(m, a) as w:
+        for k in range(6):
+            loss = nn.functional.cross_entropy(m(x[8 * k:8 * k + 8]), y[8 * k:8 * k + 8]) * (np.inf if k == 2 else 1)
+            s.scale(w.loss(loss)).backward()
+            want.append(float(m[0].weight.grad.norm()) / s.get_scale())
+            w.grads()
+            s.unscale_(o)
+            nn.utils.clip_grad_norm_(m.parameters(), .1)
+            a.step()
+            a.zero_grad(set_to_none=k % 2 == 0)                            # it looks at the signature of the real one
+    it, ok = w.record.iters, np.arange(6) != 2
+    assert it.stepped.tolist() == ok.tolist()
+    np.testing.assert_allclose(w.record['grad', 'norm'][ok, 0], np.array(want)[ok], rtol=1e-5)
+    np.testing.assert_allclose((it.grad_norm * it.clip_factor)[ok], .1, rtol=1e-4)
+    assert (w.record['update', 'norm'][2] == 0).all() and (w.record['update', 'norm'][ok] > 0).all()
+
 @pytest.mark.parametrize('clip', [None, .05])
 def test_lightning(tmp_path, clip):
     L = pytest.importorskip('lightning')

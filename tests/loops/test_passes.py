@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from fastgradstats import GeneralRelu, watch
 from plain import Plain, batches, hooks, mlp, same
@@ -245,3 +246,45 @@ def test_a_forward_pass_that_raises_ends_nothing():
     same(w.record, p)
     assert (w.record.iters.bs == 8).all() and np.isfinite(w.record['grad_output', 'norm']).all()
     assert not w.record.meta['not_observed']
+
+def test_gradients_by_hand_from_passes_whose_own_were_taken_away():
+    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m); want, losses = [], []
+    with watch(m, o) as w:
+        for x, y in batches():
+            total = [torch.zeros_like(q) for q in m.parameters()]
+            for x2 in (x, x * 2):
+                o.zero_grad(); losses.append(w.loss(F.cross_entropy(m(x2), y))); losses[-1].backward()
+                total = [a + q.grad for a, q in zip(total, m.parameters())]
+            want.append(std(m[1](m[0](x)), m[1](m[0](x * 2))))
+            o.zero_grad()
+            for q, g in zip(m.parameters(), total): q.grad = g
+            p.step(o); o.zero_grad()
+    same(w.record, p)
+    assert (w.record.iters.bs == 16).all() and not w.record.meta['not_observed']
+    np.testing.assert_allclose(w.record['activation', 'std'][:, 0], want, rtol=1e-5)
+    np.testing.assert_allclose(w.record.iters.loss, np.reshape([float(l.detach()) for l in losses], (-1, 2)).mean(1), rtol=1e-6)
+
+@pytest.mark.parametrize('how', ['in eval mode', 'by .forward'])
+def test_the_loss_is_that_of_its_own_row(how):
+    "Also where no pass is seen: then it is not known, rather than that of the row before."
+    m = mlp(); o = SGD(m.parameters(), .1); want = []
+    if how == 'in eval mode': m.eval()
+    with watch(m, o) as w:
+        for x, y in batches():
+            loss = w.loss(F.cross_entropy(m.forward(x) if how == 'by .forward' else m(x), y)); loss.backward()
+            o.step(); o.zero_grad(); want.append(float(loss.detach()))
+    if how == 'by .forward': assert w.record.iters.loss.isna().all() and any('no forward pass' in v for v in w.record.meta['not_observed'].values())
+    else: np.testing.assert_allclose(w.record.iters.loss, want, rtol=1e-6)
+
+def test_an_optimizer_put_in_the_place_of_the_watched_one_is_named():
+    m = mlp(); o = SGD(m.parameters(), .1); p = Plain(m)
+    with watch(m, o) as w:
+        for k, (x, y) in enumerate(batches(6)):
+            if k == 3: o2 = torch.optim.Adam(m.parameters(), .01)
+            F.cross_entropy(m(x), y).backward()
+            if k < 3: p.step(o)
+            else:     o2.step()
+            o.zero_grad()
+    same(w.record, p)
+    assert 'Adam' in w.record.meta['not_observed']['some steps']
+    assert not _global_optimizer_pre_hooks

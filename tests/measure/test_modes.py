@@ -203,6 +203,7 @@ def test_stale_zero_gradients_of_an_unused_branch_are_nan():
     check(rec, rows)
     b = rec.layers['grad'].layer.tolist().index('b.weight')
     assert np.isfinite(rec['grad', 'norm'][:5, b]).all() and np.isnan(rec['grad', 'norm'][5:, b]).all()
+    assert (rec['update', 'norm'][5:, b] > 0).all() and 'b.weight (grad)' in rec.meta['not_observed']      # momentum goes on
 
 def test_unfrozen_in_the_middle_of_an_epoch():
     class Thaw(Callback):
