@@ -11,3 +11,7 @@ def threads():
     "Tests run side by side: torch takes one core each, unless told otherwise. Only where a test file has imported it."
     import sys
     if 'torch' in sys.modules: sys.modules['torch'].set_num_threads(int(os.environ.get('OMP_NUM_THREADS', 1)))
+
+def pytest_collection_modifyitems(items):
+    "Notebooks first: at the end they would run alone."
+    items.sort(key=lambda item: item.path.name != 'test_notebooks.py')

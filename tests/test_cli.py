@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from fastgradstats import Record, __version__
+from fastgradstats.cli import main
 
 NETS = ['default-relu', 'kaiming-generalrelu']
 CLI  = [sys.executable, '-m', 'fastgradstats.cli']
@@ -73,11 +74,19 @@ def test_ctrl_c_in_the_middle_keeps_what_was_recorded(tmp_path):
     (['show', 'no-record.parquet'],     'no record at no-record.parquet'),
     (['show', __file__],                'damaged or not a Parquet file'),
 ])
-def test_bad_input_is_one_sentence_and_status_2(args, says, tmp_path):
-    done = cli(*args, cwd=tmp_path)
-    assert done.returncode == 2 and says in done.stderr and 'Traceback' not in done.stderr
-    assert done.stderr.startswith('fastgradstats: ') and done.stderr.count('\n') == 1
+def test_bad_input_is_one_sentence_and_status_2(args, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end: main(args)
+    err = capsys.readouterr().err
+    assert end.value.code == 2 and says in err and 'Traceback' not in err
+    assert err.startswith('fastgradstats: ') and err.count('\n') == 1
     assert not list(tmp_path.glob('**/*.parquet'))
+
+@pytest.mark.parametrize('args', [['lesson10', '--bs', '4001'], ['show', 'no-record.parquet']], ids=' '.join)
+def test_a_process_says_nothing_else_of_bad_input(args, tmp_path):
+    "What torch, fastai and matplotlib warn of where they are imported for the first time would stand before it."
+    done = cli(*args, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith('fastgradstats: ') and done.stderr.count('\n') == 1
 
 def test_version_help_and_show(tmp_path):
     assert cli('--version').stdout.strip() == f'fastgradstats {__version__}'

@@ -176,7 +176,7 @@ class LayerStatsCallback(Callback):
         if live.new or live.baseline is None:
             w.end_fit()
             live.fit, live.new, live.start = life.new_fit(), False, time.perf_counter()
-            live.baseline = BaselineLoss(w.builder)
+            live.baseline = BaselineLoss(w)
             w.builder.meta['planned'] = life.iter + self.learn.n_epoch * len(self.learn.dls.train)
         live.i, live.life, live.cut = life.iter, life, False
         w.attach(self.learn.model, self.learn.opt)

@@ -15,7 +15,7 @@ ALL_UNITS = 'all units'
 
 def phase_values(rec, phases):
     "DataFrame phase, probe, statistic, layer, value of one record."
-    out, keys = [], [*rec.keys(), *(k for k in DERIVED if k in rec)]
+    out, keys, it = [], [*rec.keys(), *(k for k in DERIVED if k in rec)], rec.iters
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', RuntimeWarning)           # medians of nothing are NaN, which says it
         for probe, stat in keys:
@@ -37,12 +37,11 @@ def phase_values(rec, phases):
                 if some: wide.append(([MEDIAN], stat_, np.nanmedian(v_[:, columns(rec, probe, some)], axis=1)[:, None]))
             for names_, stat_, v_ in wide:
                 for phase, rows in phases.items():
-                    x = _over(rec, v_, rows, phase)
+                    x = _over(it, v_, rows, phase)
                     out += [(phase, probe, stat_, l, y) for l, y in zip(names_, x)]
-        it = rec.iters
         for stat in ('loss', 'loss_constant', 'gain', 'grad_norm'):
             for phase, rows in phases.items():
-                out.append((phase, 'iters', stat, '', _over(rec, it[[stat]].to_numpy(float), rows, phase)[0]))
+                out.append((phase, 'iters', stat, '', _over(it, it[[stat]].to_numpy(float), rows, phase)[0]))
         ep = rec.epochs
         for stat in ep.columns.difference(['fit', 'epoch', 'iter', 'time'], sort=False):
             col = pd.to_numeric(ep[stat], errors='coerce').to_numpy(float)
@@ -50,11 +49,10 @@ def phase_values(rec, phases):
             if len(col): out += [('first', 'epochs', stat, '', col[0]), ('last', 'epochs', stat, '', col[-1])]
     return pd.DataFrame(out, columns=['phase', 'probe', 'statistic', 'layer', 'value'])
 
-def _over(rec, v, rows, phase):
+def _over(it, v, rows, phase):
     """A phase's value of each column of `v`: the mean of the whole, else the median; the nearest measured row where
     none of its rows was measured; NaN where its loss was not finite at any time, so that no such run hides in a
     median."""
-    it   = rec.iters
     loss = np.isfinite(it.loss.to_numpy())
     if loss.any() and not loss[rows].all(): return np.full(v.shape[1], np.nan)
     at = np.nonzero(it.measured.to_numpy())[0]

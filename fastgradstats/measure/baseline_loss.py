@@ -21,8 +21,8 @@ MEMORY = .9                       # of the running mean outputs
 class BaselineLoss:
     """The loss of a batch when every example is answered with the batch's mean output. It must not change training: a
     loss that draws random numbers or that changes a buffer is found out at its first use."""
-    def __init__(self, builder):
-        self.builder, self.off = builder, False
+    def __init__(self, watcher):
+        self.watcher, self.off = watcher, False
         self.draws      = None                    # whether it draws random numbers of torch's, once it is known
         self.class_axis = None                    # of the answers, if the loss is what `_cross_entropy` computes
         self.counts     = None                    # of the classes, in the batches before
@@ -31,7 +31,7 @@ class BaselineLoss:
 
     def _give_up(self, why):
         self.off = True
-        self.builder.ignore('loss_constant', why)
+        self.watcher.builder.ignore('loss_constant', why)
         return math.nan
 
     def __call__(self, loss_func, pred, yb):
@@ -45,7 +45,7 @@ class BaselineLoss:
         except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
 
     def _read(self, loss_func, pred, yb):
-        quick = None if self.class_axis is None else _cross_entropy(pred, yb, self.class_axis)
+        quick = None if self.class_axis is None else self._cross_entropy(pred, yb, self.class_axis)
         if quick is not None: return quick
         return self._asked(loss_func, pred.detach().mean(0, keepdim=True).expand_as(pred).contiguous(), yb)
 
@@ -129,6 +129,13 @@ class BaselineLoss:
         share   = max(1 / (n + 1), 1 - memory)
         self.means[key] = old + share * (x - old), n + 1
 
+    def _cross_entropy(self, pred, yb, axis):
+        "The cross-entropy of the mean answer; None where it is not so simple."
+        if len(yb) != 1 or not isinstance(yb[0], torch.Tensor) or not -pred.dim() <= axis < pred.dim(): return None
+        pred, y, axis = base(pred).detach(), base(yb[0]), axis % pred.dim()
+        if not axis or y.dtype != torch.int64 or y.shape != pred.shape[:axis] + pred.shape[axis + 1:]: return None
+        return self.watcher.reader.cross_entropy(pred, y, axis)
+
     def _first(self, loss_func, mean, yb):
         kept = _state_of(loss_func)
         why  = None
@@ -172,17 +179,6 @@ def _class_axis(loss_func):
     plain = (loss_func.weight is None and loss_func.reduction == 'mean' and not loss_func.label_smoothing
              and loss_func.ignore_index == -100 and not loss_func._forward_hooks and not loss_func._forward_pre_hooks)
     return axis if plain else None
-
-def _cross_entropy(pred, yb, axis):
-    "The cross-entropy of the mean answer: its log-softmax once, not once an example. None where it is not so simple."
-    if len(yb) != 1 or not isinstance(yb[0], torch.Tensor) or not -pred.dim() <= axis < pred.dim(): return None
-    pred, y, axis = base(pred).detach(), base(yb[0]), axis % pred.dim()
-    if not axis or y.dtype != torch.int64 or y.shape != pred.shape[:axis] + pred.shape[axis + 1:]: return None
-    wide  = torch.float32 if pred.device.type == 'mps' else torch.float64
-    logp  = torch.log_softmax(pred.mean(0, keepdim=True, dtype=wide), axis).expand_as(pred)
-    known = y != -100                                                      # torch's ignore_index
-    each  = logp.gather(axis, torch.where(known, y, 0).unsqueeze(axis)).squeeze(axis)
-    return -(each * known).sum() / known.sum()
 
 def _state_of(loss_func):
     "The tensors, numbers and plain containers that a loss function keeps, with copies of them."

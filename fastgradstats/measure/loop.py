@@ -57,7 +57,7 @@ class Watch:
         self.trains   = False                     # whether a call in training mode has been seen
         self.opts     = {}                        # the optimizer and those within it, by identity
         self.handles, self.before = [], {}        # before: of each optimizer, the handle of our hook before its step
-        self.baseline, self.loss_func = BaselineLoss(self.builder), loss_func
+        self.baseline, self.loss_func = BaselineLoss(self.watcher), loss_func
         self.builder.meta['grad_is'] = 'as the step consumes it'
 
     @property

@@ -133,7 +133,8 @@ class ParameterReader:
         for i, p in have if len(have) > len(self.got) else ():
             if p.requires_grad and all(p is not q for _, q in self.got): self.builder.no_gradient(i)
         self.builder.received.update(i for i, _ in self.got)
-        norms = self._capture(row, 'grad', self._gradients(scale), self.got, None if exact else self.plan.sample)
+        gs    = self._gradients(scale)
+        norms = self._capture(row, 'grad', gs, self.got, None if exact else self.plan.sample)
         row.norms, row.grad_norm = norms, _total(norms)
         self.seen = [(id(p.grad), p.grad._version) for _, p in self.got]
 

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -204,11 +203,12 @@ def functions_in(outputs, seen):
         todo += [n for n, _ in node.next_functions if n is not None]
     return sorted(found)
 
-class Layout(NamedTuple):
-    "Which modules and parameters a model consists of, by identity; equal as long as none is replaced or added."
-    modules: list
-    params:  list
-
-def snapshot(model):
-    ms = list(model.modules())
-    return Layout([id(m) for m in ms], [id(p) for m in ms for p in m._parameters.values()])
+class Layout:
+    "Which modules and parameters a model consists of: what it was made of is looked through for what is not the same."
+    def __init__(self, model):
+        self.members = list(model.modules())
+        self.modules, self.params = self.now()
+    def now(self):
+        "The identities of the modules within each, and of the parameters."
+        return ([id(c) for m in self.members for c in m._modules.values()],
+                [id(p) for m in self.members for p in m._parameters.values()])

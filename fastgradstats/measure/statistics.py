@@ -176,9 +176,9 @@ frac_saturated      = _share('frac_saturated', 'n_saturated', 'Share within 3 % 
                              'function, of a ReLU6 near 6 alone; NaN for others (sampled).')
 hist       = Statistic('hist', 'elements', None, _add, kind='hist', sampled=True, reads=('hist',), signed=True,
                        doc='Counts over the fixed signed logarithmic bins (sampled, scaled to the whole).')
-frac_dead    = Statistic('frac_dead', 'share of units', lambda r: r.unit_extremes,
+frac_dead    = Statistic('frac_dead', 'share of units', None,
                          lambda a, b: (_minimum(a[0], b[0]), _maximum(a[1], b[1])),
-                         _dead, kind='unit',
+                         _dead, kind='unit', reads=('unit_min', 'unit_max'),
                          doc='Share of the units whose output did not vary over any example and position of the '
                              'window.')
 frac_dormant = Statistic('frac_dormant', 'share of units',

@@ -16,7 +16,7 @@ from .module_hooks import OFF, ModuleHooks
 from .optimizer_info import describe
 from .parameter_reader import ParameterReader
 from .placebo import Placebo
-from .probes import dropouts, in_eval_mode, snapshot, tensors, unwrap
+from .probes import Layout, dropouts, in_eval_mode, tensors, unwrap
 from .readers import Reference, choose
 from .record_builder import FLUSH, MIN_WINDOW, RecordBuilder
 from .rows import Part, Row
@@ -52,7 +52,7 @@ class Watcher:
         self.detach(keep=again)
         self.builder.share_with(Processes.of(model))
         self.model, self.outer, self.opt = unwrap(model), model, opt
-        self.layout = snapshot(self.model)
+        self.layout = Layout(self.model)
         self.hooks.attach(model)
         self.parameters.attach(self.model, opt)
         self.builder.meta.setdefault('model', type(self.model).__name__)
@@ -64,7 +64,7 @@ class Watcher:
         "Take the hooks off; `keep`: it goes on soon, see ModuleHooks."
         self.hooks.detach(keep)
         self.parameters.detach()
-        self.model = self.outer = self.opt = None
+        self.model = self.outer = self.opt = self.layout = None
         self.clock.stop()
         self.reader.forget()
 
@@ -73,12 +73,14 @@ class Watcher:
         ps = self.parameters
         if ps.flags != [p.requires_grad for _, p in ps.all]: ps.attach(self.model, self.opt)     # unfrozen, or frozen
         if ps.groups_changed(): ps.set_optimizer(self.opt)
-        if self.layout == (now := snapshot(self.model)): return
-        if self.layout.modules != now.modules:
+        modules, params = self.layout.now()
+        if modules == self.layout.modules and params == self.layout.params: return
+        if any(not p.is_leaf for p in self.model.parameters()): return     # lent for one pass (functional_call)
+        if modules != self.layout.modules:
             self.hooks.detach()
             self.hooks.attach(self.outer)
         self.parameters.attach(self.model, self.opt)
-        self.layout = now
+        self.layout = Layout(self.model)
 
     # --- a micro-batch -----------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -288,3 +289,18 @@ def test_an_optimizer_put_in_the_place_of_the_watched_one_is_named():
     same(w.record, p)
     assert 'Adam' in w.record.meta['not_observed']['some steps']
     assert not _global_optimizer_pre_hooks
+
+def test_weights_lent_for_one_pass_are_no_parameters():
+    "MAML: an inner step by functional_call, whose weights are other tensors for one pass."
+    def train(watched):
+        m = mlp(); o = torch.optim.SGD(m.parameters(), .1); p = Plain(m)
+        with watch(m, o) if watched else nullcontext() as w:
+            for x, y in batches():
+                o.zero_grad()
+                inner = torch.autograd.grad(F.cross_entropy(m(x), y), list(m.parameters()), create_graph=True)
+                fast  = {n: q - .1 * g for (n, q), g in zip(m.named_parameters(), inner)}
+                F.cross_entropy(torch.func.functional_call(m, fast, x), y).backward()
+                p.before(); o.step(); p.after()
+        if watched: same(w.record, p)
+        return [q.detach().clone() for q in m.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(train(False), train(True)))

@@ -7,11 +7,19 @@ import torch
 from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from torch import nn
 
-from fastgradstats.measure.baseline_loss import BaselineLoss, _class_axis, _cross_entropy
-from fastgradstats.measure.record_builder import RecordBuilder
+from fastgradstats.measure.baseline_loss import BaselineLoss, _class_axis
 from fastgradstats.measure.plan import Plan
+from fastgradstats.measure.readers import Reference
+from fastgradstats.measure.readers.cpu import Cpu
+from fastgradstats.measure.watcher import Watcher
 
 CE = nn.CrossEntropyLoss
+READERS = pytest.mark.parametrize('reader', [Cpu, Reference])
+
+def baseline(reader=Cpu):
+    w = Watcher(Plan(grad='norm'))
+    w.reader = reader()
+    return BaselineLoss(w)
 
 def answered(loss_func, pred, y):
     "The loss where every example is given the mean answer, in float64."
@@ -22,36 +30,52 @@ def answered(loss_func, pred, y):
     (CE(), (8, 5, 7), (8, 7)), (CE(), (4, 3, 6, 6), (4, 6, 6)), (CrossEntropyLossFlat(), (8, 7, 50), (8, 7)),
     (CrossEntropyLossFlat(axis=1), (4, 3, 6, 6), (4, 6, 6))])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
-def test_cross_entropy_of_the_mean_answer(loss_func, shape, target, dtype):
+@READERS
+def test_cross_entropy_of_the_mean_answer(reader, loss_func, shape, target, dtype):
     torch.manual_seed(0)
-    pred, axis = (4 * torch.randn(shape)).to(dtype).requires_grad_(), _class_axis(loss_func)
-    y   = torch.randint(shape[axis], target)
-    got = _cross_entropy(pred, (y,), axis)
-    assert float(got) == pytest.approx(answered(loss_func, pred, y), rel=1e-6) and not got.requires_grad
+    pred = (4 * torch.randn(shape)).to(dtype).requires_grad_()
+    y    = torch.randint(shape[_class_axis(loss_func)], target)
+    for layout in (pred, pred.to(memory_format=torch.channels_last) if pred.dim() == 4 else pred.transpose(0, 1).contiguous().transpose(0, 1),
+                   pred.transpose(-1, -2).contiguous().transpose(-1, -2), 3 * pred + 30):
+        got = baseline(reader)(loss_func, layout, (y,))
+        assert float(got) == pytest.approx(answered(loss_func, layout, y), rel=1e-6) and not getattr(got, 'requires_grad', False)
     y.view(-1)[::3] = -100                                          # padding, which torch leaves out
-    assert float(_cross_entropy(pred, (y,), axis)) == pytest.approx(answered(loss_func, pred, y), rel=1e-6)
-    assert BaselineLoss(None)(loss_func, pred, (y,)) == _cross_entropy(pred, (y,), axis)
+    assert float(baseline(reader)(loss_func, pred, (y,))) == pytest.approx(answered(loss_func, pred, y), rel=1e-6)
+
+@READERS
+def test_what_the_loss_itself_says_of_odd_answers(reader):
+    pred, y = torch.randn(8, 3), torch.randint(3, (8,))
+    pred[2, 1] = math.nan
+    assert math.isnan(baseline(reader)(CE(), pred, (y,)))
+    assert math.isnan(baseline(reader)(CE(), torch.randn(8, 3), (torch.full((8,), -100),)))
+    pred[2, 1] = math.inf
+    assert math.isnan(baseline(reader)(CE(), pred, (y,))) == math.isnan(answered(CE(), pred, y))
+
+def test_plain_answers_are_read_in_one_call(monkeypatch):
+    monkeypatch.setattr(Reference, 'cross_entropy', lambda *a: pytest.fail('read in torch'))
+    words = torch.randn(4, 6, 50).transpose(1, 2)                   # (example, word, place), as a language model's
+    for pred, y in ((torch.randn(64, 10), torch.randint(10, (64,))), (words, torch.randint(50, (4, 6)))): baseline()(CE(), pred, (y,))
 
 def test_the_rows_are_not_computed_one_by_one(monkeypatch):
     "The model of a language answers thousands of positions: equal rows are read once, whatever the loss would do."
     real, sizes = torch.log_softmax, []
     monkeypatch.setattr(torch, 'log_softmax', lambda x, *a, **k: (sizes.append(x.numel()), real(x, *a, **k))[1])
     pred = torch.randn(1120, 200)
-    BaselineLoss(None)(CrossEntropyLossFlat(), pred, (torch.randint(200, (1120,)),))
+    baseline(Reference)(CrossEntropyLossFlat(), pred, (torch.randint(200, (1120,)),))
     assert sizes == [200]
 
 def test_another_loss_is_asked_itself():
     for f in (CE(label_smoothing=.1), CE(weight=torch.ones(10)), CE(reduction='sum'), CE(ignore_index=1), CrossEntropyLossFlat(weight=torch.ones(10)),
               LabelSmoothingCrossEntropyFlat(), nn.MSELoss()): assert _class_axis(f) is None
     pred, y = torch.randn(64, 10), torch.randint(10, (64,))
-    for ys in ((y, y), (y.float(),), (y[:, None],), (torch.rand(64, 10),)): assert _cross_entropy(pred, ys, 1) is None
+    for ys in ((y, y), (y.float(),), (y[:, None],), (torch.rand(64, 10),)): assert baseline()._cross_entropy(pred, ys, 1) is None
     smooth = CE(label_smoothing=.1)
-    for _ in range(2): assert float(BaselineLoss(None)(smooth, pred, (y,))) == pytest.approx(answered(smooth, pred, y), rel=1e-5)
+    for _ in range(2): assert float(baseline()(smooth, pred, (y,))) == pytest.approx(answered(smooth, pred, y), rel=1e-5)
 
 def test_a_loss_that_refuses_is_named():
-    builder = RecordBuilder(Plan(grad='norm'))
-    assert BaselineLoss(builder)(CE(), torch.randn(8, 3), (torch.full((8,), 7),)) != 0
-    assert 'refused' in builder.ignored['loss_constant']
+    b = baseline()
+    assert b(CE(), torch.randn(8, 3), (torch.full((8,), 7),)) != 0
+    assert 'refused' in b.watcher.builder.ignored['loss_constant']
 
 # --- the best answer of the batches before ---------------------------------------------------------------------------
 def batches(n, bs, make):
@@ -84,12 +108,12 @@ def test_the_prior_is_the_best_answer_of_the_batches_before(kind, bs):
     "Whatever the net answers, which here is far off: once its kind has been found, the prior costs what it costs by hand."
     loss, width, make, fit = KINDS[kind]
     data = list(batches(120, bs, make))
-    read = BaselineLoss(None)
+    read = baseline()
     got  = [float(read.both(loss, 5 + 3 * torch.randn(bs, width), (y,))[1]) for _, y in data]
     np.testing.assert_allclose(got[51:], costs_before(data, loss, fit)[50:], rtol=.1 if kind == 'rare' else 2e-4, atol=1e-5)  # a rare class: log and logit are alike
 
 def test_the_prior_of_a_single_example_is_known():
-    read = BaselineLoss(None)
+    read = baseline()
     for k in range(5): one, prior = read.both(nn.functional.mse_loss, torch.zeros(1, 1), (torch.full((1, 1), 7.),))
     assert math.isnan(one) and prior == 0
 
@@ -98,7 +122,7 @@ def test_a_prior_does_not_touch_what_trains():
     class Noisy(nn.Module):
         def __init__(self): super().__init__(); self.register_buffer('seen', torch.zeros(()))
         def forward(self, p, y): return ((p - y + .1 * torch.randn_like(p)) ** 2).mean()
-    f, read = Noisy(), BaselineLoss(RecordBuilder(Plan(grad='norm')))
+    f, read = Noisy(), baseline()
     torch.manual_seed(1)
     p, y  = torch.randn(8, 1), torch.randn(8, 1)
     state = torch.get_rng_state()

@@ -254,7 +254,44 @@ def test_every_reader_reads_every_statistic_of_one_tensor(kind, reader):
         assert [s for s, _ in found.units] == UNITS
         for s, p in found.units: agrees(s, x, finished(s, p))
 
-@pytest.mark.parametrize('wanted', [Wanted(list(FOUND.values())), Wanted([s for s in FOUND.values() if set(s.reads) <= set(AT_ONCE) or s.kind == 'hist']),
+IN_ONE_CALL = Wanted([s for s in FOUND.values() if set(s.reads) <= set(AT_ONCE) or s.kind == 'hist'])
+
+@pytest.mark.parametrize('unit_dim', [1, -1, None])
+@pytest.mark.parametrize('reader', READERS)
+def test_every_reader_reads_the_statistics_of_one_tensor_in_one_call(reader, unit_dim):
+    r, units = reader(), [FOUND['frac_dead']]
+    for x in [make() for make in TENSORS.values()] + [randn(n, 2) for n in (1, 255, 511, 512, 513, 70_000)]:
+        found = r.read(x, IN_ONE_CALL, units=units, unit_dim=unit_dim, sample=None)
+        if found is None: assert not x.numel(); continue
+        for s in FOUND.values():
+            if s.kind == 'unit' or not set(s.reads) <= {*AT_ONCE, 'hist'} or s.signed and x.is_complex(): continue
+            agrees(s, x, finish(IN_ONE_CALL, found, s))
+        assert [s for s, _ in found.units] == (units if unit_dim is not None else [])
+        for s, p in found.units: agrees(s, x, finished(s, p), unit_dim=unit_dim)
+
+@pytest.mark.parametrize('unit_dim', [1, -1, None])
+def test_what_is_read_in_one_call(unit_dim, monkeypatch):
+    monkeypatch.setattr(Reference, 'read', lambda *a, **k: None)
+    read  = lambda x, **k: Cpu().read(x, IN_ONE_CALL, units=[FOUND['frac_dead']], unit_dim=unit_dim, **k) is not None
+    kinds = {kind for kind, make in TENSORS.items() if read(make())}
+    assert {'normal', 'relu', 'zeros', 'odd_length', 'subclass', 'requires_grad', 'batch_of_one', 'channels_last', 'permuted',
+            'transposed'} <= kinds
+    assert not {'one_nan', 'plus_inf', 'float16', 'sparse', 'empty', 'offset_1000', 'denormal', 'hugest', 'complex'} & kinds
+    assert ('strided' in kinds) == ('expanded' in kinds) == (unit_dim is None)
+
+@pytest.mark.parametrize('read', ['n_zero', 'abs_sum', 'median', 'abs_median'])
+def test_a_statistic_that_does_not_say_that_it_is_sampled_is_read_all_the_same(read):
+    x, wanted = randn(300, 400).relu() - .1, Wanted([Statistic('own', '', reads=(read,))])
+    (by_parameter,), _ = Cpu().read_all([x], wanted)
+    for found in (Cpu().read(x, wanted), by_parameter):
+        assert found.numbers[1] == pytest.approx(float(getattr(Reductions(x), read)), rel=1e-5)
+
+def test_tensors_without_memory_of_their_own_are_left_to_the_reference():
+    zero = torch._efficientzerotensor((3, 4))
+    _, found = Cpu().at_once([zero, torch.zeros(0, 3), torch.empty(3, 4, device='meta')], IN_ONE_CALL, SAMPLE)
+    assert not found
+
+@pytest.mark.parametrize('wanted', [Wanted(list(FOUND.values())), IN_ONE_CALL,
                                     Wanted([FOUND['norm']])], ids=['everything', 'what is batched', 'norm'])
 @pytest.mark.parametrize('reader', READERS)
 def test_every_reader_reads_every_statistic_of_all_parameters_together(reader, wanted):
@@ -521,6 +558,19 @@ def test_sample_without_moments_reads_the_same():
             a.norm
             np.testing.assert_array_equal(np.sort(a.sample), np.sort(b.sample))
             assert len(b.sample) == b.n_sampled <= SAMPLE
+
+@pytest.mark.parametrize('kw', [dict(), dict(unit_dim=1), dict(unit_dim=-1)], ids=str)
+def test_one_call_reads_the_sample_that_all_read(kw):
+    "To the last bit, but for the sum of magnitudes, which NumPy adds in another order."
+    for x in [make() for make in LAYOUTS.values()] + [randn(70_000, 3), randn(48, 7, 30, 31).to(memory_format=torch.channels_last)]:
+        found = Cpu().read(x, IN_ONE_CALL, units=[FOUND['frac_dead']], **kw)
+        r     = CpuReductions(x, **kw)
+        for name, v in zip(IN_ONE_CALL.names, found.numbers):
+            assert v == pytest.approx(float(getattr(r, name)), rel=1e-6 if name == 'abs_sum' else 0), name
+        np.testing.assert_array_equal(found.hist, r.hist)
+        for _, ends in found.units: np.testing.assert_array_equal(ends, r.unit_extremes)
+        (by_parameter,), _ = Cpu().read_all([x], IN_ONE_CALL)
+        if not kw: assert by_parameter.numbers == found.numbers
 
 def test_nan_outside_the_sample():
     "Moments and the medians, which would be wrong, say NaN; shares are of the sample."

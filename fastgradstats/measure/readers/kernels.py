@@ -11,6 +11,8 @@ from numba.extending import intrinsic
 LOOSE = {'nnan', 'nsz', 'reassoc', 'contract'}      # lets the loops use vector registers; see above for NaN
 ABS   = np.int32(0x7fffffff)                        # the magnitude bits of a float32
 INF   = np.int32(0x7f800000)
+SHIFT = np.int32(21)                                # the pattern of a float32: its bits from here on
+LOW   = np.int32(0x001fffff)                        # and those below
 FEW   = 512                                         # elements below which tables of counts are not worth their making
 TINY, HUGE = 1e-30, 1e37                            # sums of squares between them fit a float32, as do the squares
 BLOCK = 1024                                        # elements that one float32 sum runs over: more drift
@@ -55,17 +57,18 @@ def moments(x, rest, lo, hi, sample, stride):
     """Sum and sum of squares, least and greatest of all. x: (row, column), rest: what follows, less than a row; lo, hi:
     (column,), written, the extremes of each; sample: (n,), written while a row is in the cache, every stride-th."""
     total = squares = 0.
-    taken = 0
+    taken = at = 0                                  # at: where in the row the next one of the sample stands
     for c in range(x.shape[1]): lo[c] = hi[c] = x[0, c]
     for r in range(x.shape[0] + 1):
         row      = x[r] if r < x.shape[0] else rest
         s, q     = of_row(row, lo, hi)
         total   += s
         squares += q
-        before   = r * x.shape[1]
-        stop     = min((before + len(row) - 1) // stride + 1, len(sample))
-        for k in range(taken, stop): sample[k] = row[k * stride - before]
-        taken    = max(taken, stop)
+        while at < len(row) and taken < len(sample):
+            sample[taken] = row[at]
+            taken += 1
+            at    += stride
+        at -= len(row)
     least, greatest = lo[0], hi[0]
     for c in range(x.shape[1]): least, greatest = min(least, lo[c]), max(greatest, hi[c])
     return total, squares, least, greatest
@@ -158,30 +161,54 @@ def select(keys, k):                                # keys: (n,), reordered
 
 
 @compiled()
-def middle_of(bits, raw, keys):                     # bits: (n,) int32; raw: of `count_patterns`; keys: (n,) scratch
+def of_pattern(bits, mask, top, keys):              # bits: (n,) int32; keys: (n,), written
+    "The lower 21 bits of those whose bits under `mask` begin with `top`; returns how many there are."
+    n = 0
+    for i in range(len(bits)):
+        if (bits[i] & mask) >> SHIFT == top:
+            keys[n] = bits[i] & LOW
+            n      += 1
+    return n
+
+
+@compiled()
+def kth(keys, k, counts):                           # keys: (n,) of 21 bits; counts: (2048,) scratch
+    "The k-th smallest (from 0): its upper 11 bits by counts of all, its lower 10 by counts of those that share them."
+    if len(keys) <= FEW // 8: return select(keys, k)
+    zeros = 0
+    for i in range(len(keys)): zeros += keys[i] == 0
+    if k < zeros: return np.int32(0)                # many equal ones would wait for one another
+    counts[:] = 0
+    for i in range(len(keys)): counts[keys[i] >> 10] += 1
+    top = low = np.int32(0)
+    while k >= counts[top]:
+        k   -= counts[top]
+        top += 1
+    counts[:] = 0
+    for i in range(len(keys)):
+        if keys[i] >> 10 == top: counts[keys[i] & 1023] += 1
+    while k >= counts[low]:
+        k   -= counts[low]
+        low += 1
+    return np.int32(top << 10 | low)
+
+
+@compiled()
+def middle_of(bits, raw, keys):                     # bits: (n,) int32; raw: of `add_up`; keys: (n,) scratch
     """The bits of the lower median, and of that of the magnitudes: the counts say which pattern holds it, so only the
-    few numbers of that pattern are looked at. NaN has no place here."""
+    numbers of that pattern are looked at. NaN has no place here."""
     k, j = (len(bits) - 1) // 2, 1023               # upwards: patterns 1023 to 0 are the negative numbers, then 1024 on
     while k >= raw[0, j]:
         k -= raw[0, j]
         j  = j - 1 if 0 < j < 1024 else 1024 if j == 0 else j + 1
-    n = 0
-    for i in range(len(bits)):
-        if (bits[i] >> 21) + 1024 == j:
-            keys[n] = bits[i] & ABS
-            n      += 1
-    signed = np.int64(select(keys[:n], k)) if j >= 1024 else np.int64(select(keys[:n], n - 1 - k)) - 0x80000000
-    k, j = (len(bits) - 1) // 2, 0
+    n      = of_pattern(bits, np.int32(~0), np.int32(j - 1024), keys)
+    signed = np.int32((j - 1024) << 21) | kth(keys[:n], k if j >= 1024 else n - 1 - k, raw[1])
+    k, j   = (len(bits) - 1) // 2, 0
     while k >= raw[0, j] + raw[0, j + 1024]:
         k -= raw[0, j] + raw[0, j + 1024]
         j += 1
-    n = 0
-    for i in range(len(bits)):
-        m = bits[i] & ABS
-        if m >> 21 == j:
-            keys[n] = m
-            n      += 1
-    return signed, np.int64(select(keys[:n], k))
+    n = of_pattern(bits, ABS, np.int32(j), keys)
+    return signed, np.int32(j << 21) | kth(keys[:n], k, raw[1])
 
 
 @compiled()
@@ -205,6 +232,17 @@ def sums(x):                                        # x: (n,) float32
         squares += v * v
         mags    += abs(v)
     return total, squares, mags
+
+
+@compiled(fastmath=LOOSE)
+def magnitudes(x):                                  # x: (n,) float32
+    "Sum of magnitudes."
+    total = 0.
+    for start in range(0, len(x), BLOCK):
+        part, s = x[start:start + BLOCK], np.float32(0)
+        for i in range(len(part)): s += abs(part[i])
+        total += s
+    return total
 
 
 @compiled()
@@ -256,6 +294,82 @@ def small(x, ends, wide, near, bin_of_pattern, out, hist):
             if wide[t]: put_in_bins(raw, 1., bin_of_pattern, hist[t])
         start = ends[t]
     return all_fine
+
+
+@compiled()
+def whole(address, form, near, bin_of_pattern, medians, out, hist, units):
+    """All statistics of one tensor of float32. form: how it is read: (elements, rows, columns, stride, elements of the
+    sample or 0 for none, repeat, units, rest), its columns being (repeat, units, rest).
+
+    Written: out (12,), as by `small`; hist (bin,); units (2, unit), the extremes of each. Returns False if the moments
+    need more care; where it returns True, nothing is not finite.
+    """
+    n, rows, columns, stride, taken = form[0], form[1], form[2], form[3], form[4]
+    x      = carray(floats_at(address), (n,))
+    ends   = np.empty((2, columns), np.float32)
+    sample = np.empty(taken if stride > 1 else 0, np.float32)
+    total, squares, least, greatest = moments(x[:rows * columns].reshape(rows, columns), x[rows * columns:],
+                                              ends[0], ends[1], sample, stride)
+    if not (np.isfinite(total) and squares < HUGE): return False                # as CpuReductions sees it
+    if squares < TINY and (least != 0 or greatest != 0): return False
+    if not finished(n, total, squares, least, greatest, out): return False
+    if form[6]:
+        lo, hi = ends[0].reshape(form[5], form[6], form[7]), ends[1].reshape(form[5], form[6], form[7])
+        of_units(lo, hi, units)
+    if not taken: return True
+    if stride == 1: sample = x
+    bits, scale = sample.view(np.int32), n / taken
+    raw         = np.zeros((4, 2048), np.int32)
+    out[6]      = magnitudes(sample) * scale
+    out[7], out[8], out[9] = tally(bits, near, bin_of_pattern, raw, hist)
+    out[7] *= scale
+    out[8] *= scale
+    for k in range(len(hist)): hist[k] *= scale
+    if medians:
+        keys       = np.empty(taken + 2, np.int32)
+        keys[taken], keys[taken + 1] = middle_of(bits, raw, keys)
+        floats     = keys[taken:].view(np.float32)
+        out[10], out[11] = floats[0], floats[1]
+    return True
+
+
+@compiled(fastmath=LOOSE)
+def mean_of_first(address, n, out):                 # out: (before, class, after) float64, written
+    "The mean over the first axis of (n, before, class, after) float32, less the greatest of all classes."
+    x, flat = carray(floats_at(address), (n, out.size)), out.reshape(-1)
+    flat[:] = 0
+    for start in range(0, len(flat), BLOCK):        # which stays in the cache
+        part = flat[start:start + BLOCK]
+        for i in range(n):
+            row = x[i, start:start + BLOCK]
+            for k in range(len(part)): part[k] += row[k]
+        for k in range(len(part)): part[k] /= n
+    for a in range(out.shape[0]):
+        for b in range(out.shape[2]):
+            top = out[a, 0, b]
+            for c in range(out.shape[1]): top = max(top, out[a, c, b])
+            for c in range(out.shape[1]): out[a, c, b] -= top
+
+
+@compiled(fastmath={'reassoc', 'contract'})
+def cross_entropy(scores, exps, y):                 # (before, class, after) both; y: (example, before, after)
+    "The mean cross-entropy of the classes `y`; NaN if there are none, or if one is no class. exps: of the scores."
+    sums = np.empty((len(exps), exps.shape[2]))
+    for a in range(len(exps)):
+        for b in range(exps.shape[2]):
+            s = 0.
+            for c in range(exps.shape[1]): s += exps[a, c, b]
+            sums[a, b] = np.log(s)
+    total, known = 0., 0
+    for i in range(y.shape[0]):
+        for a in range(y.shape[1]):
+            for b in range(y.shape[2]):
+                c = y[i, a, b]
+                if c == -100: continue              # torch's ignore_index
+                if not 0 <= c < scores.shape[1]: return np.nan
+                total += sums[a, b] - scores[a, c, b]
+                known += 1
+    return total / known if known else np.nan
 
 
 @compiled()

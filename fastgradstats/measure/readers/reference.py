@@ -41,7 +41,9 @@ class Reductions:
         self.sampled  = sampled                    # whether the sample is wanted too
 
     @lazy
-    def flat(self): return _flat(self.x)
+    def flat(self):
+        "The elements of x in memory order.  # (n,), a view wherever x is dense"
+        return in_memory(self.x)[0].reshape(-1)
 
     # moments: always of everything
     @lazy
@@ -161,6 +163,10 @@ class Reductions:
         if self.unit_dim is None or not self.n: return self._no_units(math.inf), self._no_units(-math.inf)
         return self.over_units(torch.amin), self.over_units(torch.amax)                           # (unit,), (unit,)
     @lazy
+    def unit_min(self): return self.unit_extremes[0]
+    @lazy
+    def unit_max(self): return self.unit_extremes[1]
+    @lazy
     def unit_abs_sum(self):
         if not self.n: return self._no_units(0.)
         return self.over_units(lambda x, dim: torch.linalg.vector_norm(x, 1, dim=dim, dtype=_wide_type(x)))   # (unit,)
@@ -179,6 +185,13 @@ class Reference:
         if not isinstance(x, torch.Tensor): return float(x)
         x = base(x).detach()
         return x.reshape(()) if x.numel() == 1 else x.float().mean()
+
+    def cross_entropy(self, pred, y, axis):
+        "Of the mean answer: its log-softmax once, not once an example. `pred`: plain; y: int64, without the axis."
+        logp  = torch.log_softmax(pred.mean(0, keepdim=True, dtype=_wide_type(pred) or torch.float32), axis)
+        known = y != -100                                                  # torch's ignore_index
+        each  = logp.expand_as(pred).gather(axis, torch.where(known, y, 0).unsqueeze(axis)).squeeze(axis)
+        return -(each * known).sum() / known.sum()
 
     # --- one tensor --------------------------------------------------------------------------------------------------
     def read(self, x, wanted, *, units=(), **about):
@@ -277,13 +290,11 @@ def _aside(device):
     "What a user's function does to random states, gradients and autocast has no effect."
     with unchanged_random_state(device), torch.no_grad(), torch.autocast(device.type, enabled=False): yield
 
-def _flat(x):
-    "The elements of `x` in memory order.  # (n,), a view wherever x is dense"
-    if x.is_contiguous(): return x.view(-1)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last): return x.permute(0, 2, 3, 1).reshape(-1)
-    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-        return x.permute(0, 2, 3, 4, 1).reshape(-1)
-    return x.reshape(-1)
+def in_memory(x, d=None):
+    "`x` with its axes in the order of the memory, contiguous wherever it is dense, and where its axis `d` is then."
+    if x.is_contiguous(): return x, d
+    order = sorted(range(x.dim()), key=lambda a: -x.stride(a))
+    return x.permute(order), d if d is None else order.index(d % x.dim())
 
 def _norm(x):
     """2-norm of a flat tensor, the squares summed by chunks: one float32 accumulator over millions drifts by 1e-4 and
