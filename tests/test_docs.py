@@ -209,9 +209,9 @@ def test_the_two_gains_are_what_is_said_of_them():
     learn.fit(4)
     it, r = learn.layer_stats.iters, run(learn.layer_stats)
     np.testing.assert_allclose(it.gain, it.loss_constant - it.loss)
-    best = min(it.loss_constant.rolling(9, min_periods=3).median().dropna())
-    assert r.best_constant == pytest.approx(best)
-    assert abs(r.gain_over_constant[-1] - it.gain.iloc[-20:].median()) > .1                     # not one number by two names
+    saved = (it.loss_prior - it.loss).iloc[-20:]
+    assert r.gain_over_constant[-1] == pytest.approx(saved.mean()) and r.gain_error[-1] == pytest.approx(saved.std() / 20 ** .5)
+    assert abs(r.gain_over_constant[-1] - it.gain.iloc[-20:].mean()) > .02                      # not one number by two names
 
 def test_the_learning_rate_of_every_parameter_is_recorded_with_update():
     from fastai.torch_core import params

@@ -59,6 +59,7 @@ class DiagnosisCallback(LayerStatsCallback):
         super().__init__(every=self.watch_due if every > 1 else 1, **{'verbose': False, **settings})
         self.stop_on, self.keep, self.check, self.watch_rules = stop_on, keep, check, tuple(rules)
         self.watch_log, self.watch_said, self.watch_report = deque(maxlen=keep), set(), None
+        self.watch_seen = set()                                        # rules that found harm at the last look
         self.watch_next, self.watch_read = check, 0                    # the next diagnosis; what is not yet looked at
 
     @property
@@ -93,7 +94,7 @@ class DiagnosisCallback(LayerStatsCallback):
         self.watch_read = live.i
         sick = not all(math.isfinite(float(v)) for r in new for v in r[1:3])
         if sick or self._spike(): self.watch_due.until = max(self.watch_due.until, live.i + self.keep)
-        if sick and 'non_finite' not in self.watch_said or due: self._look()
+        if sick and 'non_finite' not in self.watch_said or due: self._look(sick)
 
     def _waits(self):
         "Whether reading a number would wait for a device: then it is done every `check` iterations only."
@@ -104,12 +105,15 @@ class DiagnosisCallback(LayerStatsCallback):
         *past, norm = [float(r[2]) for r in list(self.watch_log)[-WINDOW:]]
         return norm > SPIKE * sorted(past)[len(past) // 2]
 
-    def _look(self):
+    def _look(self, sick):
+        "Diagnose. What is found is said when it is found again at the next look; at once where values are not finite."
         i = self._live.i
         self.watch_next   = i + max(self.check, i // 10)                 # the cost stays a fixed share of a long run
         self.watch_report = diagnose(self.record, self.watch_rules)
-        for f in self.watch_report.findings:
-            if f.severity == 'info' or f.rule in self.watch_said: continue
+        harm = [f for f in self.watch_report.findings if f.severity != 'info']
+        seen, self.watch_seen = self.watch_seen, {f.rule for f in harm}
+        for f in harm:
+            if f.rule in self.watch_said or not (sick or f.rule in seen): continue
             self.watch_said.add(f.rule)
             self.watch_due.until = max(self.watch_due.until, i + self.keep)
             stops = f.rule in self.stop_on

@@ -18,7 +18,7 @@ from .thresholds import (ADAM_LR, ADAPTIVE_STEP, AWAKE, BLOCKED, PASSES, SETTLE,
 HORIZON = 100                     # a forecast further ahead than this many rows is no forecast
 NOISE   = 5                       # what is learned is near zero within so many deviations of it from batch to batch
 CERTAIN = 3.                      # standard errors by which what is said of a mean must hold
-FAIR    = 1 / 3                   # share of the planned fit before which nothing learned yet is no harm
+FAIR    = .5                      # share of the planned fit before which nothing learned yet is no harm
 MUCH    = .5                      # share of the best constant answer's loss saved that is much
 GROWN   = .1                      # of the median layer's rms; a layer below it has still to grow
 ADAPTIVE = 'adam', 'rms', 'lamb', 'lars', 'lion', 'adagrad', 'adadelta', 'adafactor', 'ranger'
@@ -137,6 +137,11 @@ class Evidence:
         return np.fmin(STARVED_GAIN * c, np.fmax(NOISE * self.noise, .005 * c))
 
     @cached_property
+    def no_gain(self):
+        "Where the gain is as good as none, by its mean alone.  # (row,) bool"
+        with np.errstate(invalid='ignore'): return self.gain_over_constant < self.worth
+
+    @cached_property
     def not_learned(self):
         "Where nothing has been learned from the input, certainly; not where the gain was not measured.  # (row,) bool"
         with np.errstate(invalid='ignore'):
@@ -173,8 +178,10 @@ class Evidence:
         finite if the gradient was not either.  # (row,) bool"""
         norm = self.all.grad_norm.to_numpy(float)[self.rows]
         nan  = np.isnan(self.loss) & self.stepped
-        if np.isfinite(norm).any() or np.isinf(norm).any(): return np.isinf(self.loss) | nan & ~np.isfinite(norm)
-        return np.isinf(self.loss) | nan & (np.isfinite(self.loss).cumsum() > 0)
+        if np.isfinite(norm).any(): return np.isinf(self.loss) | nan & ~np.isfinite(norm)
+        key  = 'grad', 'frac_nonfinite'
+        bad  = (self.get(*key) > 0).any(1) if key in self.rec else np.isfinite(self.loss).cumsum() > 0
+        return np.isinf(self.loss) | nan & bad
 
     @cached_property
     def end(self):
@@ -382,8 +389,8 @@ class Evidence:
         one that is blocked stands for it where the loss is not positive.  # (row,) bool"""
         e, p = rolling_median(self.median_elasticity), self.median_placebo
         with np.errstate(invalid='ignore'):
-            if not self.positive: return (p <= BLOCKED) & self.not_learned & self.judged
-            stays = self.not_learned & ~self.rising()[0] & self.judged & ~self.stopped
+            if not self.positive: return (p <= BLOCKED) & self.no_gain & self.judged
+            stays = self.no_gain & ~self.rising()[0] & self.judged & ~self.stopped
             return (e < STARVED) & ~(p >= PASSES) & stays & ~self.step_fails
 
     @cached_property

@@ -99,7 +99,7 @@ def _states(r):
         out[live] = 'learning'
         out[_held(done & (len(r.valid) == 0 or r.valid_gain > 0), r.at_rate)] = 'converged'
         out[r.starving] = 'starved'
-        out[r.rising()[0] & r.not_learned & r.judged & (e < AWAKE)] = 'waking'
+        out[r.rising()[0] & r.no_gain & r.judged & (e < AWAKE)] = 'waking'
     return out
 
 def _held(mask, known):

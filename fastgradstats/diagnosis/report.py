@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .._text import join, num
-from .evidence import Judged
+from .evidence import Judged, run
 from .series import FEWEST
 from ..record.record import DERIVED, Record, to_record
 from .rules import ALL, Finding, Unreadable
@@ -176,7 +176,7 @@ def _has(rec, key):
     probe, stat = key
     if probe == 'iters':
         v = rec.iters[stat].to_numpy(float)
-        return bool(np.isfinite(v).any() or stat == 'loss' and np.isinf(v).any())
+        return bool(np.isfinite(v).any() or stat == 'loss' and run(rec).lost.any())
     return key in rec and rec[key].size > 0
 
 def _said(key): return f"the {key[1].replace('_', ' ')}" if key[0] == 'iters' else f"{key[1]!r} of {key[0]!r}"

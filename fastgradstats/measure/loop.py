@@ -23,7 +23,7 @@ from .listeners import STEP, Listeners, running
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
 from .probes import PROBES, batch_size, tensors
-from .rows import Part, Row
+from .rows import TOLD, Part, Row
 from .scalers import Scalers
 from .watcher import Watcher
 
@@ -52,6 +52,7 @@ class Watch:
         self.unscale = self.found = None          # of an optimizer that divides by the scale itself
         self.versions = {}                        # of parameters that the optimizer does not have, after its last step
         self.pred     = None                      # what the model answered, until `loss` has seen it
+        self.told     = None                      # the pass of the loss told last, since the last step
         self.start    = None                      # when it began
         self.depth    = 0                         # how deep in calls of the model, which may call itself
         self.trains   = False                     # whether a call in training mode has been seen
@@ -87,6 +88,7 @@ class Watch:
             answer   = self.pred if pred is None else pred
             baseline = lambda: self.baseline.both(self.loss_func, answer, (target,))
         self.watcher.tell_loss(part, loss, baseline)
+        if part not in done: self.told = part
         pred, self.pred = self.pred, None
         if pred is not None and self.watcher.dose: self._placebo(pred, loss, part)
         return loss
@@ -372,6 +374,9 @@ class Watch:
         for p in self.dropped: p.open = False
         self.dropped.clear()
         row.parts = used or [Part(0, self.i)]
+        if self.told is not None and all(p.loss is None for p in row.parts):       # it was told of a pass beside them
+            for k in TOLD: setattr(row.parts[0], k, getattr(self.told, k))
+        self.told = None
         row.kept  = next((p.kept for p in row.parts if not math.isnan(p.kept)), math.nan)
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from planted import FAULTS, Planted
 
-from fastgradstats import compare, diagnose, plot_small_gradients
+from fastgradstats import Record, compare, diagnose, plot_small_gradients
+from fastgradstats.diagnosis.evidence import run
 from fastgradstats.diagnosis.outcome import outcome
 
 def planted(loss, constant=2.3, g=.2, n=120, noise=.01, seed=0):
@@ -74,3 +75,48 @@ def test_not_finite_and_too_short():
     assert outcome(FAULTS['non_finite']()[0].record()).at(T[:100] < 50) == 'learning'
     p = Planted(20); p.iters['loss'] = np.full(20, np.nan)
     assert outcome(p.record()).state == 'cannot tell' == outcome(p.record()).at([0])
+
+def test_values_that_were_never_finite_are_not_a_loss_untold():
+    p = FAULTS['non_finite']()[0]
+    p.iters['loss'] = np.full(p.n, np.nan); p.v['grad', 'frac_nonfinite'][:] = 1.
+    rep = diagnose(p.record())
+    assert rep.critical and rep.verdict.startswith('Values are not finite')
+    untold = Planted(); untold.iters['loss'] = np.full(untold.n, np.nan); untold.iters['grad_norm'] = 1.
+    rec = untold.record()
+    assert diagnose(rec).ok and 'cannot be told' in diagnose(rec).verdict
+
+def test_nothing_is_critical_without_evidence():
+    "Every fault of which the outcome was not measured: never critical, unless values are not finite."
+    for name, fault in FAULTS.items():
+        p = fault()[0]
+        p.iters['loss_constant'] = p.iters['loss_prior'] = np.full(p.n, np.nan)
+        if name in ('non_finite', 'not_zeroed'): continue
+        assert not diagnose(p.record()).critical, name
+
+def test_before_a_fair_share_of_the_fit_nothing_learned_is_no_harm():
+    p = FAULTS['starved']()[0]
+    assert diagnose(p.record()).critical
+    p.meta['planned'] = 10 * p.n
+    assert diagnose(p.record()).ok
+
+def test_what_holds_on_the_validation_set_is_learned():
+    "Dropout keeps the loss of the batches above that of a constant answer."
+    p = Planted().stay()
+    assert diagnose(p.record()).critical
+    assert not diagnose(p.validate([2.2, 1.9, 1.5, 1.2, 1.]).record()).critical
+
+def test_converged_is_read_where_the_learning_rate_is_fair():
+    rec = lambda lr: planted_at(lr)
+    def planted_at(lr):
+        r = NETS['converged']
+        return Record(r.iters.assign(lr=lr), {k: r[k] for k in r.keys()}, r.layers, r.windows)
+    assert outcome(rec(.1)).state == 'converged'
+    assert outcome(rec(np.where(T < 20, .1, 1e-4))).state == 'learning'
+
+@pytest.mark.parametrize('offset', [0., 100., -5.])
+def test_what_is_learned_does_not_depend_on_a_constant_added_to_the_loss(offset):
+    p = Planted(); r = run(p.record())
+    q = Planted(); q.iters['loss'] = q.iters['loss'] + offset; q.iters['loss_constant'] = q.iters['loss_constant'] + offset
+    s = run(q.record())
+    np.testing.assert_allclose(r.gain_over_constant, s.gain_over_constant, atol=1e-9)
+    assert not s.not_learned[-1] and s.learned[-1]

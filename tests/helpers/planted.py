@@ -116,7 +116,7 @@ def memorising():
 def bad_init():
     p = Planted(layers=6).starve(by=.05); p.v['activation', 'std'] *= .3 ** np.arange(5); return p, '4.act', 0
 def input_scale():
-    p = Planted().stay(); p.iters['loss'] = np.linspace(2.3, 1.6, N); p.v['input', 'std'][:] = 80.; p.v['input', 'mean'][:] = 33.; return p, 'input', 0
+    p = Planted().stay(); p.v['input', 'std'][:] = 80.; p.v['input', 'mean'][:] = 33.; return p, 'input', 0
 def double_softmax():
     p = Planted().stay(); p.iters['loss'] = np.linspace(2.303, 1.7, N)
     p.v['output', 'mean'][:], p.v['output', 'min'][:], p.v['output', 'max'][:] = .1, .01, .9

@@ -290,6 +290,18 @@ def test_an_optimizer_put_in_the_place_of_the_watched_one_is_named():
     assert 'Adam' in w.record.meta['not_observed']['some steps']
     assert not _global_optimizer_pre_hooks
 
+def test_a_loss_told_after_a_pass_of_a_gradient_penalty_is_the_rows():
+    m = mlp(); o = SGD(m.parameters(), .01); want = []
+    with watch(m, o) as w:
+        for x, _ in batches():
+            o.zero_grad()
+            loss = m(x).mean()
+            x    = x.clone().requires_grad_()
+            loss = loss + torch.autograd.grad(m(x).sum(), x, create_graph=True)[0].norm()
+            want.append(float(loss))
+            w.loss(loss).backward(); o.step()
+    np.testing.assert_allclose(w.record.iters.loss, want, rtol=1e-6)
+
 def test_weights_lent_for_one_pass_are_no_parameters():
     "MAML: an inner step by functional_call, whose weights are other tensors for one pass."
     def train(watched):

@@ -72,7 +72,7 @@ def vanishing(rec, limit=1e-3, steady=.7):
         y    = np.where(v > 0, np.log(v), np.nan)
         drop = np.exp(y[:, 0] - np.nanmax(y, axis=1, initial=-np.inf, where=np.isfinite(y)))
         up   = np.mean(np.diff(y, axis=1) > 0, axis=1)
-        bad  = (drop < limit) & (up >= steady) & r.not_learned & r.judged
+        bad  = (drop < limit) & (up >= steady) & r.no_gain & r.judged
     hits = lasting(bad, 3)
     if not hits: return
     (a, _), (_, b) = hits[0], hits[-1]

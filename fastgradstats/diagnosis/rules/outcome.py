@@ -49,7 +49,7 @@ def not_learning(rec, few=40):
 def memorising(rec, more=.1):
     "The loss of the batches falls while that of the validation set rises."
     r = run(rec)
-    if not np.isfinite(r.best_constant): return
+    if not np.isfinite(r.best_constant) or not r.floored: return       # of a loss below zero a share says nothing
     v, low = r.valid, float(np.min(r.valid))
     train  = rolling_mean(r.loss)[r.end]
     if not (v[-1] > (1 + more) * low and train < (1 - more) * low and r.learned[r.end]): return

@@ -181,7 +181,7 @@ def input_scale(rec, large=10., small=.01):
     name  = rec.layers['input'].layer[k]
     yield found('input_scale', layer=name, layers=(name,), iters=(int(r.iter[0]), int(r.iter[-1])), value=float(s[k]),
                 limit=large if s[k] > small else small,
-                severity=severity(r),
+                severity=severity(r, sign=bool(r.learned[r.end])),
                 fix={'input': 'normalize'},
                 evidence=f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and "
                          f"learning "

@@ -107,7 +107,8 @@ def unstable(rec, times=2., few=3):
     big   = spike(r, int(rows[0]))
     fix   = slower(r, int(rows[0]))
     yield found('unstable', iters=(int(r.iter[rows[0]]), int(r.iter[rows[-1]])), value=float(np.nanmax(r.loss)),
-                limit=times * ref, severity=severity(r, ended=past(r, rows[-1]), row=rows[0]),
+                limit=times * ref, severity=severity(r, ended=past(r, rows[-1]), row=rows[0],
+                                  sign=bool(r.learned[r.end]) or not np.isfinite(r.best_constant)),
                 fix=fix, also=["a check that the gradients are zeroed before each step"],
                 evidence=f"the loss began at {num(r.first_loss)}, reached {num(np.nanmax(r.loss))} and was above "
                          f"{times:g} times its start in {pct(above.mean())} of the iterations"
