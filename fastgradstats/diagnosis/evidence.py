@@ -19,6 +19,7 @@ HORIZON = 100                     # a forecast further ahead than this many rows
 NOISE   = 5                       # what is learned is near zero within so many deviations of it from batch to batch
 CERTAIN = 3.                      # standard errors by which what is said of a mean must hold
 FAIR    = .5                      # share of the planned fit before which nothing learned yet is no harm
+HELD    = .2                      # share of it saved on the validation set that is no difference of the two sets
 MUCH    = .5                      # share of the best constant answer's loss saved that is much
 GROWN   = .1                      # of the median layer's rms; a layer below it has still to grow
 ADAPTIVE = 'adam', 'rms', 'lamb', 'lars', 'lion', 'adagrad', 'adadelta', 'adafactor', 'ranger'
@@ -201,6 +202,14 @@ class Evidence:
         return self.best_constant - self.valid[-1] if len(self.valid) and not self.lost[-1] else np.nan
 
     @cached_property
+    def holds(self):
+        """Whether something is known of the validation set: its loss is below that of a constant answer, and has come
+        down, or is far below, as a constant answer may cost less there than on the batches."""
+        c = abs(self.best_constant)
+        if not self.valid_gain > STARVED_GAIN * c: return False
+        return bool(self.valid_gain > HELD * c or self.valid[0] - self.valid[-1] > STARVED_GAIN / 2 * c)
+
+    @cached_property
     def progress(self):
         "The share of the planned fit that is done; 1 where the plan is not known."
         plan = self.rec.meta.get('planned')
@@ -216,8 +225,8 @@ class Evidence:
         if self.learned_much(): return 'none' if self.floored else 'unknown'
         none = self.not_learned[self.end]
         done = self.progress >= FAIR or self.lost[-1]
-        holds = self.valid_gain > STARVED_GAIN * abs(self.best_constant)
-        return 'measured' if none and done and not self.falls and not holds else 'unknown'
+        falls = self.falls and not (len(self.valid) > 1 and self.valid[-1] >= self.valid[0])   # by heart
+        return 'measured' if none and done and not falls and not self.holds else 'unknown'
 
     @cached_property
     def floored(self):

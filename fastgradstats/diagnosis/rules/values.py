@@ -5,8 +5,8 @@ import numpy as np
 
 from ..fixes import found, slower, weights
 from ..._text import num, pct
-from ..evidence import run
-from ..series import WINDOW, rolling_median
+from ..evidence import NOISE, run
+from ..series import WINDOW, deviation, rolling_median
 from ..finding import LOSS, Unreadable, need, past, rule, severity, spike, told
 from ..thresholds import SETTLE
 
@@ -100,7 +100,8 @@ def unstable(rec, times=2., few=3):
     late  = lambda v: np.concatenate([[np.nan], v[:-1]])
     with np.errstate(invalid='ignore'):
         batch = r.constant > times * late(rolling_median(r.constant, 10, few=5))     # it is the batch that is hard
-        hit   = (r.loss > times * late(base)) & (r.loss > 1.5 * ref) & ~batch
+        usual = NOISE * late(deviation(r.loss))                                       # from batch to batch
+        hit   = (r.loss > times * late(base)) & (r.loss > 1.5 * ref) & ~batch & ~(r.loss < late(base) + usual)
     above = np.nan_to_num(r.loss[SETTLE:]) > times * ref
     if hit.sum() < few and above.mean() < .25: return
     rows  = np.flatnonzero(hit) if hit.sum() >= few else np.flatnonzero(above) + SETTLE
