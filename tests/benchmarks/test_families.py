@@ -1,4 +1,4 @@
-"The families: what they declare, that a seed makes a run, that what is said while one trains is heard, what is counted."
+"The families: what they declare, that a seed makes a run, that warnings while one trains are heard, what is counted."
 import json
 from argparse import Namespace
 
@@ -27,7 +27,8 @@ def test_a_seed_makes_a_run(name, tmp_path):
     for out, seed in ('a', 0), ('b', 0), ('c', 1):
         (tmp_path / out).mkdir()
         command.write(Namespace(out=tmp_path / out, first=seed, seeds=1, only=name))
-    a, b, c = (Record.load(tmp_path / out / f'{name}-{s}.parquet').iters.loss.to_numpy() for out, s in ('a0', 'b0', 'c1'))
+    a, b, c = (Record.load(tmp_path / out / f'{name}-{s}.parquet').iters.loss.to_numpy()
+               for out, s in ('a0', 'b0', 'c1'))
     assert (a == b).all() and not (a == c).any()
     assert command.report([(CASES[name], 0, tmp_path / 'a' / f'{name}-0.parquet')]).count('\n| ' + name) == 1
     said = json.loads((tmp_path / 'a' / f'{name}-0.json').read_text())['said']
@@ -39,7 +40,8 @@ def test_what_is_said_while_a_net_trains_is_heard():
     x = torch.randn(200, 4)
     x[7] = torch.nan
     run  = fit(x, torch.zeros(200, 1), dense(4, 8, 1), nn.MSELoss(), 2, .01, bs=1)
-    assert [(s['iter'], s['rule']) for s in run.said] == [(len(run.record) - 1, 'non_finite')]    # it ends the fit
+    last = run.said[-1]                                             # it ends the fit
+    assert (last['iter'], last['rule']) == (len(run.record) - 1, 'non_finite')
     assert len(run.record) < 160
 
 def test_what_is_counted():

@@ -229,14 +229,13 @@ def views(cut=False):
     "Two noisy, shifted views of an image know each other among all; no labels."
     x, y = digits()
     net  = Views(cut)
-    look = lambda a: a.roll((int(torch.randint(-2, 3, ())), int(torch.randint(-2, 3, ()))), (2, 3)) \
-                     + .5 * torch.randn(a.shape)
+    look = lambda a: a.roll(torch.randint(-1, 2, (2,)).tolist(), (2, 3)) + .3 * torch.randn(a.shape)
     def batch(i):
         a, = some(48, x)
         z  = F.normalize(net(torch.cat([look(a), look(a)])), dim=1)
         s  = (z @ z.T / .2).fill_diagonal_(-1e4)
         return F.cross_entropy(s, torch.arange(96).roll(48))
-    rec = loop(net, Adam(net.parameters(), 2e-3), 160, batch)
+    rec = loop(net, Adam(net.parameters(), 2e-3), 240, batch)
     return Run(rec, dict(nearest=nearest(net.body, x, y)))
 
 class Towers(Module):
@@ -529,13 +528,13 @@ class Adding(Module):
     def forward(self, x): return self.head(self.rnn(x)[0][:, -1])
 
 @family
-def adding(cell=nn.GRU, std=None, n=24):
+def adding(cell=nn.GRU, std=None, n=16):
     x = torch.stack([torch.rand(4000, n), torch.zeros(4000, n)], 2)
     k = torch.rand(4000, n // 2).topk(2).indices                                # both in the first half
     x[:, :, 1].scatter_(1, k, 1.)
     y = x.prod(2).sum(1, keepdim=True)
     net = Adding(cell, std)
-    rec = by_hand(net, x, y, nn.MSELoss(), Adam, .005, 500)
+    rec = by_hand(net, x, y, nn.MSELoss(), Adam, .01, 300)
     return Run(rec, dict(mse=F.mse_loss(net(x), y)))
 
 @family
@@ -550,7 +549,7 @@ def physics(std=None, depth=3):
         z  = torch.zeros(1, 1, requires_grad=True)
         s, = torch.autograd.grad(net(z).sum(), z, create_graph=True)
         return ((a + u) ** 2).mean() + 5 * (net(z) - 1).pow(2).mean() + 5 * s.pow(2).mean()
-    rec = loop(net, Adam(net.parameters(), .005), 400, batch)
+    rec = loop(net, Adam(net.parameters(), .01), 400, batch)
     t   = torch.linspace(0, 4, 50)[:, None]
     return Run(rec, dict(error=(net(t) - t.cos()).abs().mean()))
 

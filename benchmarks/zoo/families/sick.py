@@ -32,8 +32,8 @@ sick(h.multilabel,   'sigmoid_twice',     '', 'double_softmax', 'saturated', squ
 sick(h.one_epoch,    'sees_the_answer',   '', seen=1)
 sick(h.reinforce,    'wrong_sign',        '', 'not_learning', sign=-1.)
 # what is trained
-sick(h.towers,       'one_not_given',     'not_stepped', both=False)
-sick(h.skipgram,     'one_not_given',     'not_stepped', only=['near'])
+sick(h.towers,       'one_not_given',     'not_stepped', 'not_zeroed', both=False)
+sick(h.skipgram,     'one_not_given',     'not_stepped', 'not_zeroed', only=['near'])
 sick(h.views,        'body_cut_off',      'no_gradient', cut=True)
 sick(h.gan,          'generator_cut_off', 'no_gradient', cut=True)
 sick(h.boxes,        'head_left_out',     'no_gradient', weight=0.)
