@@ -37,7 +37,7 @@ def step_too_large(rec, limit=1., worse=1.2):
                     severity=severity(r, ended=_recovered(r, hits[-1], before), row=i),
                     fix=slower(r, i), also=["warm-up"],
                     evidence=f"{told((r.iter[i], r.layers[k], big[i, k]))}; loss {num(before)} before, "
-                             f"{num(after) if np.isfinite(after) else 'not finite'} after{harm}"
+                             f"{num(after) if np.isfinite(after) else 'not finite'} after{harm.rstrip()}"
                              f"{f'; {len(hits)} such steps' if len(hits) > 1 else ''}")
         return
 
