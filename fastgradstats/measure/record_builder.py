@@ -69,6 +69,8 @@ class RecordBuilder:
     # --- rows --------------------------------------------------------------------------------------------------------
     def add(self, row):
         "A finished row."
+        for part in row.parts:
+            if part.modes: self.note_modes(*part.modes)
         self.rows     += 1
         self.measured += row.measured
         i = row.parts[-1].last

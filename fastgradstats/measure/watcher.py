@@ -115,7 +115,8 @@ class Watcher:
         "The model has answered; `output`: what."
         if self.parameters.lazy: self.parameters.attach(self.model, self.opt)   # lazy modules have made theirs now
         self.hooks.end_forward(output)
-        if self.builder.rows % FLUSH == 0: self.builder.note_modes(in_eval_mode(self.model), dropouts(self.model))
+        if self.hooks.part is not None and self.builder.rows % FLUSH == 0:
+            self.hooks.part.modes = in_eval_mode(self.model), dropouts(self.model)
 
     def suspend(self):
         "Stop looking (a validation inside a training batch); returns what `resume` wants."

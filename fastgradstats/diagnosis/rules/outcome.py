@@ -43,6 +43,7 @@ def not_learning(rec, few=40):
 
 @rule(cause='what is learned does not hold on the validation set',
       explains=(),
+      ended='the validation loss has risen from its lowest',
       needs=[LOSS], where=lambda rec: 'valid_loss' in rec.epochs and rec.epochs.valid_loss.notna().sum() > 1,
       source='validation loss against that of the best constant answer: never below it, nothing is known of other '
              'examples; where it once was, the rise is overfitting, which need not be')
