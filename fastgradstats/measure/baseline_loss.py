@@ -70,23 +70,21 @@ class BaselineLoss:
         with torch.no_grad():
             axis  = _axis_of_classes(pred, y) if self.class_axis is None else self.class_axis % pred.dim()
             exact = self.class_axis is not None and _axis_of_classes(pred, y, axis) == axis
-            try: return self._frequent(pred, y, axis) if exact else self._cheapest(loss_func, pred, yb, y, axis)
-            finally: self._learn(pred, y, axis)
+            seen  = None if axis is None or y is None else _counts(y, pred.shape[axis])
+            try:
+                if exact: return -(seen * self._logp(seen)).sum() / seen.sum()
+                return self._cheapest(loss_func, pred, yb, None if seen is None else self._logp(seen), axis)
+            finally: self._learn(pred, y, seen)
 
-    def _logp(self, pred, axis):
-        n = pred.shape[axis]
-        c = self.counts if self.counts is not None and len(self.counts) == n else \
-            torch.zeros(n, dtype=torch.float64 if pred.device.type != 'mps' else torch.float32, device=pred.device)
-        return torch.log((c + 1) / (c.sum() + n))
+    def _logp(self, like):
+        "Of the classes in the batches before, each counted once more; `like`: counts of as many classes."
+        c   = self.counts if self.counts is not None and len(self.counts) == len(like) else 0 * like
+        log = np.log if isinstance(c, np.ndarray) else torch.log
+        return log((c + 1) / (c.sum() + len(like)))
 
-    def _frequent(self, pred, y, axis):
-        "The cross-entropy of the classes' frequencies."
-        seen = _counts(y, pred.shape[axis])
-        return -(seen * self._logp(pred, axis)).sum() / seen.sum()
-
-    def _cheapest(self, loss_func, pred, yb, y, axis):
+    def _cheapest(self, loss_func, pred, yb, logp, axis):
         "Of the priors of every kind, that which has cost least until now."
-        answers = self._answers(pred, axis)
+        answers = self._answers(pred, logp, axis)
         losses  = {}
         for kind in [k for k in answers if self.batches < TRIED or k in self.costs]:
             try: losses[kind] = self._asked(loss_func, answers[kind].to(pred.dtype).expand_as(pred).contiguous(), yb)
@@ -102,25 +100,25 @@ class BaselineLoss:
         if self.batches == TRIED and not pred.is_cuda: self.costs = {kinds[best]: self.costs[kinds[best]]}
         return torch.stack([losses[k] for k in kinds])[best]
 
-    def _answers(self, pred, axis):
+    def _answers(self, pred, logp, axis):
         "{kind of prior: one example's answer}"
         mean = self.means.get(('outputs', pred.shape[1:]))
         out  = dict(output=pred.mean(0, keepdim=True) if mean is None else mean[0])
         if axis is not None:
-            out['frequencies'] = self._logp(pred, axis).view(1, *[-1 if k == axis else 1 for k in range(1, pred.dim())])
+            shape = 1, *[-1 if k == axis else 1 for k in range(1, pred.dim())]
+            out['frequencies'] = torch.as_tensor(logp).view(shape)
         t = self.means.get(('targets', pred.shape[1:]))
         if t is not None:
             out.update(target=t[0], log=t[0].clamp(min=1e-6).log(), logit=t[0].clamp(1e-6, 1 - 1e-6).logit())
         return out
 
-    def _learn(self, pred, y, axis):
+    def _learn(self, pred, y, seen):
         "Take this batch among those that priors are chosen by."
-        if axis is not None:
-            seen = _counts(y, pred.shape[axis])
+        if seen is not None:
             self.counts = seen if self.counts is None or len(self.counts) != len(seen) else self.counts + seen
             if self.class_axis is not None: return
         self._mean('outputs', pred, MEMORY)
-        if y is not None and axis is None and y.numel() == pred.numel(): self._mean('targets', y.reshape(pred.shape), 1)
+        if y is not None and seen is None and y.numel() == pred.numel(): self._mean('targets', y.reshape(pred.shape), 1)
 
     def _mean(self, what, x, memory):
         "A running mean over batches, of all alike (memory=1), or of late ones above all."
@@ -162,10 +160,13 @@ def _axis_of_classes(pred, y, only=None):
 
 def _counts(y, n):
     "How often each of n classes is in the targets; others, as torch's ignore_index, are left out."
-    y     = y.reshape(-1).long()
+    y = y.reshape(-1)
+    if y.device.type == 'cpu':
+        y = y.numpy()
+        return np.bincount(y[(y >= 0) & (y < n)], minlength=n).astype(float)
     known = (y >= 0) & (y < n)
     kind  = torch.float64 if y.device.type != 'mps' else torch.float32
-    return torch.zeros(n, dtype=kind, device=y.device).index_add_(0, torch.where(known, y, 0), known.to(kind))
+    return torch.zeros(n, dtype=kind, device=y.device).index_add_(0, torch.where(known, y, 0).long(), known.to(kind))
 
 def _class_axis(loss_func):
     """The axis of the classes where it is the mean cross-entropy without weights, smoothing or hooks, torch's own or

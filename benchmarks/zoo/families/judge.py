@@ -19,7 +19,7 @@ def judged(case, seed, file):
     live  = [s['rule'] for s in saved['said'] or []]
     return dict(run=f'{case.name} {seed}', sick=case.sick, covered=bool(case.best), declared=case.declared,
                 first=first, alarm=bool(named), best=case.sick and first == case.best, right=first in case.truth,
-                unsure='cannot tell' in rep.verdict.lower(), live=live, kept=[r in named for r in live],
+                unsure='cannot be told' in rep.verdict, live=live, kept=[r in named for r in live],
                 asked=saved['said'] is not None, verdict=' '.join(rep.verdict.split()), score=saved['score'])
 
 def figures(d):
@@ -35,7 +35,7 @@ def figures(d):
             ('an accepted name first', ratio(known.right)),
             ('no alarm', ratio(~known.alarm)),
             ('faults that no rule covers: silent, or an accepted name first', ratio(~other.alarm | other.right)),
-            ('of the silent, told "cannot tell"', ratio(other.unsure[~other.alarm]))]
+            ('of the silent, told that it cannot be told', ratio(other.unsure[~other.alarm]))]
 
 def report(runs):
     "The Markdown of those (case, seed, file) that are there."
