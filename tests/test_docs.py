@@ -100,7 +100,7 @@ def site(tmp_path_factory):
 def cells(html): return re.findall(r'<tr>\s*<td>(?:<a[^>]*>)?<code>(.*?)</code>', html)
 
 def test_the_site_has_every_page(site):
-    assert set(site) == {'.', 'CONTRIBUTING', 'benchmarks/zoo'} | {p[5:-3] for p in PAGES if p.startswith('docs/')}
+    assert set(site) == {'.', 'CONTRIBUTING', 'benchmarks/families', 'benchmarks/zoo'} | {p[5:-3] for p in PAGES if p.startswith('docs/')}
     assert not [p for p, html in site.items() if '[table:' in html]
 
 @pytest.mark.parametrize('page, names', [
