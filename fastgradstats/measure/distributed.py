@@ -27,10 +27,20 @@ def shared_out(model):
 
 
 class Processes:
-    "The processes that train a model together."
+    """The processes that train a model together. Each leaves a note where all can read it when it begins to record, so
+    that none waits for one that does not."""
+    turns = {}                                    # name of a group -> how often this process began to record in it
     def __init__(self, group):
         self.group = group
         self.rank, self.n = dist.get_rank(group), dist.get_world_size(group)
+
+    def begin(self):
+        turn = self.turns[self.group.group_name] = self.turns.get(self.group.group_name, 0) + 1
+        self.notes = [f'fastgradstats/{self.group.group_name}/{turn}/{rank}' for rank in range(self.n)]
+        dist.distributed_c10d._get_default_store().set(self.notes[self.rank], 'records')
+        return self
+
+    def all_record(self): return dist.distributed_c10d._get_default_store().check(self.notes)
 
     @classmethod
     def of(cls, model):
@@ -39,12 +49,15 @@ class Processes:
             model = getattr(model, '_orig_mod', None)                        # torch.compile around it
             if model is None: return None
         found = cls(model.process_group)
-        return found if found.n > 1 else None
+        return found.begin() if found.n > 1 else None
 
     def merge(self, builder, fired):
         """Bring the rows of the epoch together at process 0, which adds them to its record. `builder`: this process'
         RecordBuilder, `fired`: the names of the modules that ran; those of all are returned."""
         builder.flush()
+        if not self.all_record():
+            builder.settle('the other processes do not record')
+            return fired
         got = [None] * self.n if self.rank == 0 else None
         try: dist.gather_object(_share(builder, fired), got, dist.get_global_rank(self.group, 0), self.group)
         except Exception as e:

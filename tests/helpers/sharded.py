@@ -15,11 +15,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastgradstats import watch
 
-KINDS = ['fsdp2', 'root only', 'fsdp1', 'ddp']
+KINDS = ['fsdp2', 'root only', 'fsdp1', 'ddp', 'ddp, one records']
 
 def shared(kind, m):
     mesh = init_device_mesh('cpu', (2,))
-    if kind == 'ddp':   return DistributedDataParallel(m)
+    if 'ddp' in kind:   return DistributedDataParallel(m)
     if kind == 'fsdp1': return FullyShardedDataParallel(m, device_id=torch.device('cpu'), use_orig_params=True)
     for layer in (m[0], m[2]) if kind == 'fsdp2' else (): fully_shard(layer, mesh=mesh)
     return fully_shard(m, mesh=mesh)
@@ -35,6 +35,7 @@ def train(kind, rank, watched):
     saw = dict(act=[], loss=[], grad=[])
     h   = m[1].register_forward_hook(lambda mod, a, out: saw['act'].append(out.detach().clone()) and None if net.training else None)
     w   = watch(net, o, grad_output=['norm'], activation=['norm'])
+    watched = watched and not ('one' in kind and rank)
     if watched: w.__enter__()
     for k in range(6):
         out  = net(torch.randn(8, 6, generator=g))
@@ -51,7 +52,7 @@ def train(kind, rank, watched):
         b = w.builder
         saw['record'] = None if b.elsewhere else dict(
             iters=w.record.iters, act=w.record['activation', 'norm'], grad=w.record['grad', 'norm'], missing=w.record.meta['not_observed'],
-            back=w.record['grad_output', 'norm'])
+            back=w.record['grad_output', 'norm'], alone=(w.record.meta.get('processes') or {}).get('alone'))
     return saw
 
 def main(rank, folder):
