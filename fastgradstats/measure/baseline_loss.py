@@ -70,7 +70,7 @@ class BaselineLoss:
         with torch.no_grad():
             axis  = _axis_of_classes(pred, y) if self.class_axis is None else self.class_axis % pred.dim()
             exact = self.class_axis is not None and _axis_of_classes(pred, y, axis) == axis
-            seen  = None if axis is None or y is None else _counts(y, pred.shape[axis])
+            seen  = None if axis is None or y is None else self.watcher.reader.class_counts(y, pred.shape[axis])
             try:
                 if exact: return -(seen * self._logp(seen)).sum() / seen.sum()
                 return self._cheapest(loss_func, pred, yb, None if seen is None else self._logp(seen), axis)
@@ -157,16 +157,6 @@ def _axis_of_classes(pred, y, only=None):
     if y is None or y.dtype not in (torch.int64, torch.int32, torch.uint8) or y.dim() != pred.dim() - 1: return
     axes = (1, pred.dim() - 1) if only is None else (only,)
     return next((k for k in axes if 0 < k < pred.dim() and y.shape == pred.shape[:k] + pred.shape[k + 1:]), None)
-
-def _counts(y, n):
-    "How often each of n classes is in the targets; others, as torch's ignore_index, are left out."
-    y = y.reshape(-1)
-    if y.device.type == 'cpu':
-        y = y.numpy()
-        return np.bincount(y[(y >= 0) & (y < n)], minlength=n).astype(float)
-    known = (y >= 0) & (y < n)
-    kind  = torch.float64 if y.device.type != 'mps' else torch.float32
-    return torch.zeros(n, dtype=kind, device=y.device).index_add_(0, torch.where(known, y, 0).long(), known.to(kind))
 
 def _class_axis(loss_func):
     """The axis of the classes where it is the mean cross-entropy without weights, smoothing or hooks, torch's own or

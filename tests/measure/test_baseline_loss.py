@@ -104,11 +104,12 @@ KINDS = dict(
 
 @pytest.mark.parametrize('bs', [2, 32])
 @pytest.mark.parametrize('kind', KINDS)
-def test_the_prior_is_the_best_answer_of_the_batches_before(kind, bs):
+@READERS
+def test_the_prior_is_the_best_answer_of_the_batches_before(reader, kind, bs):
     "Whatever the net answers, which here is far off: once its kind has been found, the prior costs what it costs by hand."
     loss, width, make, fit = KINDS[kind]
     data = list(batches(120, bs, make))
-    read = baseline()
+    read = baseline(reader)
     got  = [float(read.both(loss, 5 + 3 * torch.randn(bs, width), (y,))[1]) for _, y in data]
     np.testing.assert_allclose(got[51:], costs_before(data, loss, fit)[50:], rtol=.1 if kind == 'rare' else 2e-4, atol=1e-5)  # a rare class: log and logit are alike
 

@@ -155,6 +155,11 @@ class Cpu(Reference):
         if type(x) in (float, int) or not x.is_cpu: return x
         return x.numpy().item() if x.dtype is torch.float32 else float(x)
 
+    def class_counts(self, y, n):
+        if not y.is_cpu: return super().class_counts(y, n)
+        y = y.reshape(-1).numpy()
+        return np.bincount(y[(y >= 0) & (y < n)], minlength=n).astype(float)
+
     def cross_entropy(self, pred, y, axis):
         "Where examples and places lie in order, read in compiled loops."
         x, d   = in_memory(pred, axis)

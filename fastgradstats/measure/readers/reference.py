@@ -186,6 +186,14 @@ class Reference:
         x = base(x).detach()
         return x.reshape(()) if x.numel() == 1 else x.float().mean()
 
+    def class_counts(self, y, n):
+        "How often each of n classes is in the targets; others, as torch's ignore_index, are left out.  # (n,)"
+        y     = y.reshape(-1)
+        known = (y >= 0) & (y < n)
+        kind  = torch.float64 if y.device.type != 'mps' else torch.float32
+        zeros = torch.zeros(n, dtype=kind, device=y.device)
+        return zeros.index_add_(0, torch.where(known, y, 0).long(), known.to(kind))
+
     def cross_entropy(self, pred, y, axis):
         "Of the mean answer: its log-softmax once, not once an example. `pred`: plain; y: int64, without the axis."
         logp  = torch.log_softmax(pred.mean(0, keepdim=True, dtype=_wide_type(pred) or torch.float32), axis)
