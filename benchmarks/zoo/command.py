@@ -31,16 +31,21 @@ def write(a):
             print(f"{to.name:<48} {time.time() - t:5.1f} s", end='  ')
             print(f"loss {l.iloc[0]:9.4g} -> {l.iloc[-10:].median():9.4g}  constant {c:.4g}", flush=True)
 
-def main():
-    ap = argparse.ArgumentParser(description=what, epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', default='zoo-out')
-    ap.add_argument('--seeds', type=int, default=5)
+def arguments(what, use, out, seeds):
+    "The arguments that recording and judging have in common."
+    ap = argparse.ArgumentParser(description=what, epilog=use, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument('--out', default=out)
+    ap.add_argument('--seeds', type=int, default=seeds)
     ap.add_argument('--first', type=int, default=0, help='the first seed')
     ap.add_argument('--only', default='*', help='patterns of names, with commas between them')
-    ap.add_argument('--half', default='both', choices=[*HALVES, 'both'])
-    ap.add_argument('--mend', action='store_true', help='is the guilty layer guilty? first seed: or another one?')
     ap.add_argument('--report', action='store_true')
     ap.add_argument('--markdown', help="with --report: write the tables into this file, behind its preface")
+    return ap
+
+def main():
+    ap = arguments(what, __doc__, 'zoo-out', 5)
+    ap.add_argument('--half', default='both', choices=[*HALVES, 'both'])
+    ap.add_argument('--mend', action='store_true', help='is the guilty layer guilty? first seed: or another one?')
     ap.add_argument('--advice', action='store_true', help="the first finding's fix on the sick run, of the first seed")
     ap.add_argument('--no-random', action='store_true', help='with --advice: no random fixes beside it')
     a = ap.parse_args()

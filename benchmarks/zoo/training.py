@@ -52,10 +52,12 @@ def record(name, sick, seed, **settings):
     "Train a case and return its Record: what is recorded by default, unless `settings` say otherwise."
     return train(kit(name, sick, seed), seed, LayerStatsCallback(verbose=False, **settings)).layer_stats
 
+def chosen(name, only): return any(fnmatchcase(name, p) for p in only.split(','))
+
 def runs(only='*', half='both'):
     "(name, sick) of every run."
     for c in CASES.values():
-        if not any(fnmatchcase(c.name, p) for p in only.split(',')) or half not in ('both', c.half): continue
+        if not chosen(c.name, only) or half not in ('both', c.half): continue
         yield from ((c.name, s) for s in ((True, False) if c.truth else (False,)))
 
 def path(out, name, sick, seed): return Path(out) / f"{name}-{'sick' if sick else 'healthy'}-{seed}.parquet"

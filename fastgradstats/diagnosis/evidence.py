@@ -245,12 +245,6 @@ class Evidence:
         rows = np.flatnonzero(self.at_rate[:self.end + 1])
         return int(rows[-1]) if len(rows) else self.end
 
-    @cached_property
-    def falling(self):
-        "Where the loss falls clearly over the trailing window.  # (row,) bool"
-        s, t = slope(self.loss, WINDOW)
-        with np.errstate(invalid='ignore'): return (t < -SURE)
-
     # --- the placebo -------------------------------------------------------------------------------------------------
     @cached_property
     def placebo(self):

@@ -12,7 +12,7 @@ from .series import WINDOW, rolling_median
 SEVERITIES = ('info', 'warning', 'critical')
 
 # what rules need, by the names that a record has for it
-LOSS, CONSTANT = ('iters', 'loss'), ('iters', 'loss_constant')
+LOSS           = ('iters', 'loss')
 ELASTICITY     = ('grad', 'elasticity')
 RATIO          = ('update', 'ratio')
 
@@ -57,13 +57,13 @@ def need(r, rows):
     if len(r) >= rows: return
     raise Unreadable(f"{len(r)} measured iteration{' is' if len(r) == 1 else 's are'} too few: {rows} are needed")
 
-def severity(r, *, ended=False, sign=False, row=0):
+def severity(r, *, ended=False, sign=False, row=0, least='info'):
     """'info': a fact; 'warning': harm is likely; 'critical': harm to the outcome was measured. `ended`: it is over, and
     what it did is not seen any more; `sign`: it is one only where nothing is learned; `row`: since when: what began
-    just before the loss was not finite any more has done that."""
+    just before the loss was not finite any more has done that; `least`: of what nobody wants, whatever comes of it."""
     if r.lost[-1] and row > r.end - WINDOW: return 'critical'
     if r.harm == 'measured' and not ended: return 'critical'
-    return 'info' if ended or sign or r.harm == 'none' or r.progress < FAIR else 'warning'
+    return least if ended or sign or r.harm == 'none' or r.progress < FAIR else 'warning'
 
 def stuck(r):
     "Whether harm was measured: nothing has been learned."

@@ -15,7 +15,6 @@ from .thresholds import AWAKE, BLOCKED, CONVERGED, DEAD, PASSES, STARVED
 
 VERDICTS = ('healthy', 'converged', 'starved', 'waking', 'dead', 'saturated', 'exploding', 'frozen', 'cannot tell')
 COLUMNS  = ['layer', 'probe', 'verdict', 'for', 'against']
-STATES  = ('not finite', 'starved', 'waking', 'converged', 'learning', 'cannot tell')
 FLAT    = .02                     # a loss that changes by less than this share of what was learned in a window is flat
 FAR     = .33                     # gradient below this share of its own peak
 LEARNED = .2                      # gain as a share of the best constant answer's loss that is high, or

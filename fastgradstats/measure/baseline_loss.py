@@ -24,10 +24,10 @@ class BaselineLoss:
     def __init__(self, watcher):
         self.watcher, self.off = watcher, False
         self.draws      = None                    # whether it draws random numbers of torch's, once it is known
-        self.class_axis = None                    # of the answers, if the loss is what `_cross_entropy` computes
+        self.asks, self.class_axis = None, None   # the loss function; the answers' axis of classes, see `_class_axis`
         self.counts     = None                    # of the classes, in the batches before
         self.means      = {}                      # ('outputs' or 'targets', shape) -> (mean, batches)
-        self.costs, self.batches = {}, 0          # kind of prior -> what it has cost; how many batches were asked
+        self.costs, self.batches = {}, 0          # kind of prior -> (its mean loss, batches); how many there were
 
     def _give_up(self, why):
         self.off = True
@@ -36,10 +36,10 @@ class BaselineLoss:
 
     def __call__(self, loss_func, pred, yb):
         if self.off: return math.nan
+        if loss_func is not self.asks: self.asks, self.class_axis = loss_func, _class_axis(loss_func)
         if not isinstance(pred, torch.Tensor) or not pred.is_floating_point() or pred.dim() == 0:
             return self._give_up(f"the model's answer is no float tensor but {type(pred).__name__}")
         if len(pred) < 2: return math.nan                             # the mean of one answer is that answer
-        if self.draws is None: self.class_axis = _class_axis(loss_func)
         try:
             with torch.no_grad(): return self._read(loss_func, pred, yb)
         except Exception as e: return self._give_up(f"the loss function refused it: {type(e).__name__}: {e}")
@@ -93,11 +93,11 @@ class BaselineLoss:
         if not losses: return math.nan
         worst, self.batches = torch.finfo(pred.dtype).max, self.batches + 1
         for k, v in losses.items():
-            v = v.nan_to_num(worst, worst)
-            self.costs[k] = self.costs.get(k, 0) + v / TRIED
+            mean, n = self.costs.get(k, (0., 0))
+            self.costs[k] = mean + (v.nan_to_num(worst, worst) - mean) / (n + 1), n + 1
         kinds = list(losses)
-        best  = torch.stack([self.costs[k] for k in kinds]).argmin()
-        if self.batches == TRIED and not pred.is_cuda: self.costs = {kinds[best]: self.costs[kinds[best]]}
+        best  = torch.stack([self.costs[k][0] for k in kinds]).argmin()
+        if self.batches == TRIED and pred.is_cpu: self.costs = {kinds[best]: self.costs[kinds[best]]}
         return torch.stack([losses[k] for k in kinds])[best]
 
     def _answers(self, pred, logp, axis):
@@ -129,10 +129,9 @@ class BaselineLoss:
 
     def _cross_entropy(self, pred, yb, axis):
         "The cross-entropy of the mean answer; None where it is not so simple."
-        if len(yb) != 1 or not isinstance(yb[0], torch.Tensor) or not -pred.dim() <= axis < pred.dim(): return None
-        pred, y, axis = base(pred).detach(), base(yb[0]), axis % pred.dim()
-        if not axis or y.dtype != torch.int64 or y.shape != pred.shape[:axis] + pred.shape[axis + 1:]: return None
-        return self.watcher.reader.cross_entropy(pred, y, axis)
+        y, axis = _target(yb), axis % pred.dim()
+        if y is None or y.dtype != torch.int64 or _axis_of_classes(pred, y, axis) != axis: return None
+        return self.watcher.reader.cross_entropy(base(pred).detach(), y, axis)
 
     def _first(self, loss_func, mean, yb):
         kept = _state_of(loss_func)

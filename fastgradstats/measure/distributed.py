@@ -27,20 +27,26 @@ def shared_out(model):
 
 
 class Processes:
-    """The processes that train a model together. Each leaves a note where all can read it when it begins to record, so
-    that none waits for one that does not."""
-    turns = {}                                    # name of a group -> how often this process began to record in it
+    """The processes that train a model together. Each leaves a note where all can read it while it records, so that
+    none waits for one that does not."""
+    recording = {}                                # name of a group -> how many watchers of this process record in it
     def __init__(self, group):
         self.group = group
         self.rank, self.n = dist.get_rank(group), dist.get_world_size(group)
 
-    def begin(self):
-        turn = self.turns[self.group.group_name] = self.turns.get(self.group.group_name, 0) + 1
-        self.notes = [f'fastgradstats/{self.group.group_name}/{turn}/{rank}' for rank in range(self.n)]
-        dist.distributed_c10d._get_default_store().set(self.notes[self.rank], 'records')
-        return self
+    def _note(self, rank): return f'fastgradstats/{self.group.group_name}/{rank}'
 
-    def all_record(self): return dist.distributed_c10d._get_default_store().check(self.notes)
+    def begin(self):
+        self.recording[self.group.group_name] = self.recording.get(self.group.group_name, 0) + 1
+        dist.distributed_c10d._get_default_store().set(self._note(self.rank), 'records')
+
+    def end(self):
+        self.recording[self.group.group_name] -= 1
+        if self.recording[self.group.group_name] or not dist.is_initialized(): return
+        dist.distributed_c10d._get_default_store().delete_key(self._note(self.rank))
+
+    def all_record(self):
+        return dist.distributed_c10d._get_default_store().check([self._note(rank) for rank in range(self.n)])
 
     @classmethod
     def of(cls, model):
@@ -49,7 +55,7 @@ class Processes:
             model = getattr(model, '_orig_mod', None)                        # torch.compile around it
             if model is None: return None
         found = cls(model.process_group)
-        return found.begin() if found.n > 1 else None
+        return found if found.n > 1 else None
 
     def merge(self, builder, fired):
         """Bring the rows of the epoch together at process 0, which adds them to its record. `builder`: this process'

@@ -23,7 +23,7 @@ from .listeners import STEP, Listeners, running
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
 from .probes import PROBES, batch_size, tensors
-from .rows import TOLD, Part, Row
+from .rows import Part, Row
 from .scalers import Scalers
 from .watcher import Watcher
 
@@ -52,7 +52,6 @@ class Watch:
         self.unscale = self.found = None          # of an optimizer that divides by the scale itself
         self.versions = {}                        # of parameters that the optimizer does not have, after its last step
         self.pred     = None                      # what the model answered, until `loss` has seen it
-        self.told     = None                      # the pass of the loss told last, since the last step
         self.start    = None                      # when it began
         self.depth    = 0                         # how deep in calls of the model, which may call itself
         self.trains   = False                     # whether a call in training mode has been seen
@@ -73,14 +72,16 @@ class Watch:
 
     def loss(self, loss, pred=None, target=None):
         """Tell the batch's loss (elasticity needs it); returns it, so that `w.loss(l).backward()` works. It is that of
-        the newest pass that has none; right after a step, of those that led to it. With the model's answer and the
-        target, and `watch(..., loss_func=)`, the gain is measured too."""
+        the newest pass that has none, but for those that only torch.autograd.grad has run back; right after a step, of
+        those that led to it. With the model's answer and the target, and `watch(..., loss_func=)`, the gain is
+        measured too."""
         self._begun()
         if not isinstance(loss, (torch.Tensor, Real)):
             raise TypeError(f"w.loss takes the loss of the batch, a tensor or a number; got {type(loss).__name__}. "
                             f"Give it the one that is run backwards: `loss, more = ...; w.loss(loss)`")
         done = [p for p in self.last.parts if p.tasks != set()] if self.last is not None else []
-        part = next((p for p in reversed([*self.dropped, *self.passes, *done]) if p.loss is None), None)
+        wait = [p for p in reversed([*self.dropped, *self.passes, *done]) if p.loss is None]
+        part = next((p for p in wait if p in done or not p.tasks or self._ran(p)), wait[0] if wait else None)
         if part is None: return loss
         measured = self.last.measured if part in done else self.watcher.plan.due(self.builder.rows, self.i)
         baseline = None
@@ -88,7 +89,6 @@ class Watch:
             answer   = self.pred if pred is None else pred
             baseline = lambda: self.baseline.both(self.loss_func, answer, (target,))
         self.watcher.tell_loss(part, loss, baseline)
-        if part not in done: self.told = part
         pred, self.pred = self.pred, None
         if pred is not None and self.watcher.dose: self._placebo(pred, loss, part)
         return loss
@@ -177,8 +177,8 @@ class Watch:
         part = w.open_pass(i, batch_size(*args, *kwargs.values()), w.plan.due(self.builder.rows, self.i),
                            w.plan.window and self.builder.now_rows + 1 == w.plan.window)
         self.passes.append(part)
-        while sum(not p.tasks for p in self.passes) > WAITING:
-            old = next(p for p in self.passes if not p.tasks)
+        if len(self.passes) > WAITING:            # of those that gave the parameters no gradient the oldest goes
+            old = next(p for p in self.passes if not self._ran(p))
             old.open = False
             self.passes.remove(old)
         if w.hooks.mode:
@@ -374,9 +374,6 @@ class Watch:
         for p in self.dropped: p.open = False
         self.dropped.clear()
         row.parts = used or [Part(0, self.i)]
-        if self.told is not None and all(p.loss is None for p in row.parts):       # it was told of a pass beside them
-            for k in TOLD: setattr(row.parts[0], k, getattr(self.told, k))
-        self.told = None
         row.kept  = next((p.kept for p in row.parts if not math.isnan(p.kept)), math.nan)
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)

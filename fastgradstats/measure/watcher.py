@@ -51,6 +51,7 @@ class Watcher:
         again = self.hooks.kept_on is not None and self.hooks.kept_on() is unwrap(model)
         self.detach(keep=again)
         self.builder.share_with(Processes.of(model))
+        if self.builder.processes: self.builder.processes.begin()
         self.model, self.outer, self.opt = unwrap(model), model, opt
         self.layout = Layout(self.model)
         self.hooks.attach(model)
@@ -64,6 +65,7 @@ class Watcher:
         "Take the hooks off; `keep`: it goes on soon, see ModuleHooks."
         self.hooks.detach(keep)
         self.parameters.detach()
+        if self.model is not None and self.builder.processes: self.builder.processes.end()
         self.model = self.outer = self.opt = self.layout = None
         self.clock.stop()
         self.reader.forget()

@@ -36,7 +36,9 @@ def train(kind, rank, watched):
     h   = m[1].register_forward_hook(lambda mod, a, out: saw['act'].append(out.detach().clone()) and None if net.training else None)
     w   = watch(net, o, grad_output=['norm'], activation=['norm'])
     watched = watched and not ('one' in kind and rank)
+    two = watch(net, o)                                                     # closed after the other, in all processes
     if watched: w.__enter__()
+    if watched and kind == 'ddp': two.__enter__()
     for k in range(6):
         out  = net(torch.randn(8, 6, generator=g))
         loss = nn.functional.cross_entropy(out, torch.arange(8) % 3)
@@ -46,13 +48,14 @@ def train(kind, rank, watched):
         if kind != 'fsdp1': saw['grad'].append([float(whole(p.grad).norm()) for p in m.parameters()])
         o.step(); o.zero_grad()
     if watched: w.__exit__(None, None, None)
+    if watched and kind == 'ddp': two.__exit__(None, None, None)
     h.remove()
     saw['weights'] = [whole(p.detach()).clone() for p in m.parameters()]
     if watched:
         b = w.builder
         saw['record'] = None if b.elsewhere else dict(
             iters=w.record.iters, act=w.record['activation', 'norm'], grad=w.record['grad', 'norm'], missing=w.record.meta['not_observed'],
-            back=w.record['grad_output', 'norm'], alone=(w.record.meta.get('processes') or {}).get('alone'))
+            second=two.record.iters if kind == 'ddp' else None, back=w.record['grad_output', 'norm'], alone=(w.record.meta.get('processes') or {}).get('alone'))
     return saw
 
 def main(rank, folder):

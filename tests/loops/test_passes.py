@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from fastgradstats import GeneralRelu, watch
+from fastgradstats.measure.loop import WAITING
 from plain import Plain, batches, hooks, mlp, same
 
 SGD = torch.optim.SGD
@@ -301,6 +302,26 @@ def test_a_loss_told_after_a_pass_of_a_gradient_penalty_is_the_rows():
             want.append(float(loss))
             w.loss(loss).backward(); o.step()
     np.testing.assert_allclose(w.record.iters.loss, want, rtol=1e-6)
+
+def test_a_loss_told_of_a_pass_that_leads_to_no_step_is_no_rows():
+    m = mlp(); o = SGD(m.parameters(), .01)
+    with watch(m, o) as w:
+        for x, _ in batches():
+            a, b = m(x).mean(), m(2 * x).mean()
+            w.loss(b)                                                    # which is never run backwards
+            o.zero_grad(); a.backward(); o.step()
+    assert w.record.iters.loss.isna().all()
+
+def test_passes_beside_the_real_ones_are_not_kept_for_ever():
+    "Of a gradient penalty one remains each step that has given the parameters nothing."
+    m = nn.Linear(2, 1); o = SGD(m.parameters(), .01)
+    with watch(m, o, activation=None, window=None) as w:
+        for k in range(WAITING + 40):
+            x    = torch.randn(4, 2, requires_grad=True)
+            loss = m(torch.randn(4, 2)).mean() + torch.autograd.grad(m(x).sum(), x, create_graph=True)[0].norm()
+            w.loss(loss).backward(); o.step(); o.zero_grad()
+        assert len(w.passes) <= WAITING
+    assert w.record.iters.loss.notna().all() and (w.record.iters.iter == np.arange(WAITING + 40)).all()
 
 def test_weights_lent_for_one_pass_are_no_parameters():
     "MAML: an inner step by functional_call, whose weights are other tensors for one pass."

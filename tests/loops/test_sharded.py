@@ -41,7 +41,7 @@ def test_ddp_in_a_plain_loop(saw):
     "The record is process 0's, of both processes' batches; gradients are the averaged ones."
     both = [s['ddp', True] for s in saw]
     rec  = both[0]['record']
-    assert both[1]['record'] is None and rec['iters'].bs.tolist() == [32] * 3
+    assert both[1]['record'] is None and rec['iters'].bs.tolist() == rec['second'].bs.tolist() == [32] * 3
     np.testing.assert_allclose(rec['grad'], both[0]['grad'], rtol=1e-5)
     np.testing.assert_allclose(rec['iters'].loss, np.reshape([b['loss'] for b in both], (2, 3, 2)).mean((0, 2)), rtol=1e-6)
     want = [float(torch.cat([t for b in both for t in b['act'][2 * k:2 * k + 2]]).norm()) for k in range(3)]

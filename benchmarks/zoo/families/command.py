@@ -3,16 +3,17 @@
 """
 from __future__ import annotations
 
-import argparse
 import json
 import time
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 from fastai.torch_core import set_seed
 
 from . import __doc__ as what, healthy, sick  # noqa: F401  (they fill CASES)
+from ..command import arguments
+from ..report import put
+from ..training import chosen
 from .judge import report
 from .training import CASES
 
@@ -24,7 +25,7 @@ def write(a):
     for seed in range(a.first, a.first + a.seeds):
         for c in CASES.values():
             to = path(a.out, c.name, seed)
-            if not fnmatchcase(c.name, a.only) or to.with_suffix('.json').exists(): continue
+            if not chosen(c.name, a.only) or to.with_suffix('.json').exists(): continue
             set_seed(seed)
             t, run = time.process_time(), c.make()
             run.record.save(to)
@@ -35,17 +36,10 @@ def write(a):
                   f'{l.iloc[-10:].median():9.4g}  {score}', flush=True)
 
 def main():
-    ap = argparse.ArgumentParser(description=what, epilog=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('--out', default='families-out')
-    ap.add_argument('--seeds', type=int, default=3)
-    ap.add_argument('--first', type=int, default=0, help='the first seed')
-    ap.add_argument('--only', default='*', help='a pattern of names')
-    ap.add_argument('--report', action='store_true')
-    ap.add_argument('--markdown', help='with --report: write it into this file')
-    a = ap.parse_args()
+    a = arguments(what, __doc__, 'families-out', 3).parse_args()
     torch.set_num_threads(1)
     Path(a.out).mkdir(parents=True, exist_ok=True)
     if not a.report: return write(a)
     text = report([(c, s, path(a.out, c.name, s)) for c in CASES.values() for s in range(a.first, a.first + a.seeds)])
     print(text)
-    if a.markdown: Path(a.markdown).write_text(text)
+    if a.markdown: put(a.markdown, 'families', text)

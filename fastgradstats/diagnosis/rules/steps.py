@@ -140,7 +140,7 @@ def not_zeroed(rec, share=.5, few=3):
     if len(hit) < few or len(hit) < share * np.isfinite(r.kept).sum(): return
     g = r.all.grad_norm.to_numpy(float)[r.rows]
     yield found('not_zeroed', iters=(int(r.iter[hit[0]]), int(r.iter[hit[-1]])), value=float(np.nanmean(r.kept)),
-                limit=0., severity='critical' if stuck(r) else 'warning', fix={'zero_grad': True},
+                limit=0., severity=severity(r, least='warning'), fix={'zero_grad': True},
                 also=["where this is accumulation, a step after the last batch only"],
                 evidence=f"in {len(hit)} of {np.isfinite(r.kept).sum()} steps the gradients of the step before were "
                          f"still there when the backward pass added to them; the gradient's norm was {num(g[0])} at "
