@@ -46,6 +46,7 @@ class Watch:
         self.row      = None                      # of the next step, once its gradients have been read
         self.taken    = None                      # of the step under way
         self.last     = None                      # of the last step, as long as its loss may still be told
+        self.kept     = {}                        # backward pass -> whether the last step's gradients were there then
         self.i        = 0                         # the number of the next row's first pass
         self.steps    = []                        # the frames of the calls of step under way: one may call another
         self.closure  = None                      # what is known of a step with a closure: its Closure
@@ -219,8 +220,7 @@ class Watch:
             self.builder.ignore('some passes', f'more than {WAITING} ran before their backward pass, or it ran twice')
         if not self.stepping: self.row = None     # what was read before is no longer what there is
         if task not in self.watcher.parameters.tasks and self._zeroed_by_hand(): self._drop()
-        if not any(p.tasks for p in self.passes) and not self.watcher.parameters.tasks:
-            part.kept = self.watcher.parameters.were_kept()
+        self.kept.setdefault(task, self.watcher.parameters.were_kept())
         part.tasks.add(task)
 
     def _zeroed_by_hand(self):
@@ -374,7 +374,8 @@ class Watch:
         for p in self.dropped: p.open = False
         self.dropped.clear()
         row.parts = used or [Part(0, self.i)]
-        row.kept  = next((p.kept for p in row.parts if not math.isnan(p.kept)), math.nan)
+        row.kept  = self.kept.get(min(ps.tasks, default=None), math.nan)            # as the first of them began
+        self.kept.clear()
         for k, p in enumerate(row.parts): p.last = self.i + k
         self.i += len(row.parts)
         if len(row.parts) > 1: row.n_accum = max(1, len(ps.tasks))        # several passes may share a backward pass

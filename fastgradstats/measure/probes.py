@@ -146,8 +146,8 @@ def bounds_of(m):
 
 def in_eval_mode(model):
     """Names of the modules that act otherwise in evaluation mode and are in it; 'model' where the whole model is."""
-    if not model.training: return ['model']
-    return [n for n, m in named(model) if not m.training and (isinstance(m, ACTS_BY_MODE) or getattr(m, 'dropout', 0))]
+    found = [n for n, m in named(model) if not m.training and (isinstance(m, ACTS_BY_MODE) or getattr(m, 'dropout', 0))]
+    return ['model'] if found and not model.training else found
 
 def dropouts(model):
     "{name: p} of its dropout layers."

@@ -16,7 +16,7 @@ TOLD = 'loss', 'constant', 'prior'       # of every micro-batch; in the numbers 
 class Part:
     "What was captured in one micro-batch, or at the parameters: numbers or 0-dim tensors, in the order of `sig`."
     __slots__ = ('sig', 'flat', 'hists', 'units', 'came', 'loss', 'constant', 'prior', 'bs', 'last', 'n', 'open',
-                 'tasks', 'placebo', 'kept', 'modes')
+                 'tasks', 'placebo', 'modes')
     def __init__(self, bs=0, last=0):
         self.sig, self.flat, self.hists, self.units = [], [], [], []      # sig: (probe, layer)
         self.came  = []                           # output gradients [(backward pass, site, what was found)]
@@ -25,7 +25,6 @@ class Part:
         self.open  = True                         # whether gradients may still come back to it
         self.tasks = set()                        # the backward passes that came back to the model's answer
         self.placebo = self.modes = None          # modes: what is in evaluation mode, dropout; None: not looked at
-        self.kept    = math.nan                   # whether gradients of the step before were there when it came
     def add(self, probe, layer, found, wanted):
         "What was found of one tensor, if it had elements."
         if found is None: return

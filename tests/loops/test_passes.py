@@ -323,6 +323,16 @@ def test_passes_beside_the_real_ones_are_not_kept_for_ever():
         assert len(w.passes) <= WAITING
     assert w.record.iters.loss.notna().all() and (w.record.iters.iter == np.arange(WAITING + 40)).all()
 
+def test_gradients_zeroed_between_an_inner_and_the_real_backward_pass_are_not_kept():
+    m = mlp(); o = SGD(m.parameters(), .1)
+    with watch(m, o) as w:
+        for x, y in batches():
+            inner = torch.autograd.grad(F.cross_entropy(m(x), y), list(m.parameters()), create_graph=True)
+            fast  = {n: q - .1 * g for (n, q), g in zip(m.named_parameters(), inner)}
+            loss  = F.cross_entropy(torch.func.functional_call(m, fast, x), y)
+            o.zero_grad(); loss.backward(); o.step()
+    assert (w.record.iters.grad_kept[1:] == 0).all()
+
 def test_weights_lent_for_one_pass_are_no_parameters():
     "MAML: an inner step by functional_call, whose weights are other tensors for one pass."
     def train(watched):

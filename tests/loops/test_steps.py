@@ -564,6 +564,12 @@ def test_copies_of_what_is_watched_are_free():
             s.scale(F.cross_entropy(m(x), y)).backward(); s.unscale_(o); p.before(); s.step(o); p.after(); s.update(); o.zero_grad()
     same(w.record, p)
 
+def test_evaluation_mode_is_named_only_where_something_acts_by_it():
+    m = mlp().eval(); o = SGD(m.parameters(), .1)                        # linear layers and a ReLU: all the same to them
+    with watch(m, o) as w:
+        for x, y in batches(): F.cross_entropy(m(x), y).backward(); o.step(); o.zero_grad()
+    assert w.record.meta['eval_mode'] == {}
+
 def test_a_pass_in_eval_mode_that_leads_to_no_step_is_not_training_in_it():
     "An attack is made in evaluation mode, the step is not."
     m = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(.3), nn.Linear(8, 3)); o = SGD(m.parameters(), .1)

@@ -29,14 +29,14 @@ def bad_init(rec, limit=10., each=1.6):
     r = run(rec)
     if not len(r): return
     worked = not stuck(r) and len(r) >= SETTLE + FEWEST         # before that it is a forecast
-    harm   = severity(r, ended=worked and not _costly(r) and bool(r.learned[r.end]))
+    past   = worked and not _costly(r) and bool(r.learned[r.end])
     span   = int(r.iter[0]), int(r.iter[min(2, len(r) - 1)])
     zero   = _zero_weights(r)
     if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
         stays = not r.get('weight', 'norm', zero)[-1].all()
-        if harm == 'info' and stays: harm = 'warning'
         fix   = signal(r) if r.off_scale else weights(r)
-        yield found('bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., severity=harm, fix=fix,
+        yield found('bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., fix=fix,
+                    severity=severity(r, ended=past, least='warning' if stays else 'info'),
                     evidence=f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes")
         return
     names, y = _scales(r)
@@ -49,7 +49,7 @@ def bad_init(rec, limit=10., each=1.6):
             far or _outputs(r, names, y, 3 * limit))
     if worked: what['evidence'] += "; training went on in spite of it" + (
         ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
-    yield found('bad_init', iters=span, severity=harm, fix=signal(r), **what)
+    yield found('bad_init', iters=span, severity=severity(r, ended=past), fix=signal(r), **what)
 
 def _loudest(r, loud):
     "Weights that are far too large."

@@ -74,7 +74,8 @@ def step_too_small(rec, limit=None, fall=.1):
     if not r.layers: return
     end = medians(r.loss[-WINDOW:, None])[0]
     if not np.isfinite(end): return
-    yield from _stopped(r, end)
+    stopped = list(_stopped(r, end))
+    if stopped: yield from stopped; return
     med  = float(np.nanmedian(r.median_ratio[SETTLE:])) if np.isfinite(r.median_ratio[SETTLE:]).any() else np.nan
     rest = np.nanmedian(r.equilibrium_ratio[SETTLE:]) if np.isfinite(r.equilibrium_ratio).any() else np.nan
     limit = limit or r.small_step
