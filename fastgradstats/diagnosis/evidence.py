@@ -116,8 +116,8 @@ class Evidence:
 
     @cached_property
     def gain_over_constant(self):
-        "What has been learned from the input: the mean of `saved` in a trailing window.  # (row,)"
-        return rolling_mean(self.saved)
+        "What has been learned from the input: the mean of `saved` in a trailing window, all rows in it.  # (row,)"
+        return rolling_mean(self.saved, skip=0)
 
     @cached_property
     def noise(self):
@@ -127,8 +127,8 @@ class Evidence:
     @cached_property
     def gain_error(self):
         "Standard error of `gain_over_constant`.  # (row,)"
-        win = trailing(self.saved)
-        return (win.std() / np.sqrt(win.count())).to_numpy()
+        win = trailing(self.saved, skip=0)
+        return (win.std() / np.sqrt(win.count())).to_numpy()[:, 0]
 
     @cached_property
     def worth(self):
@@ -139,8 +139,10 @@ class Evidence:
 
     @cached_property
     def no_gain(self):
-        "Where the gain is as good as none, by its mean alone.  # (row,) bool"
-        with np.errstate(invalid='ignore'): return self.gain_over_constant < self.worth
+        """Where the gain is as good as none, by its mean or, as a net that wakes does so within a few rows, its median,
+        and nothing is certainly learned.  # (row,) bool"""
+        with np.errstate(invalid='ignore'):
+            return (np.fmin(self.gain_over_constant, rolling_median(self.saved, skip=0)) < self.worth) & ~self.learned
 
     @cached_property
     def not_learned(self):

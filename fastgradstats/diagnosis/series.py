@@ -18,22 +18,21 @@ def median_layer(v):
         warnings.simplefilter('ignore', RuntimeWarning)
         return np.nanmedian(v, axis=1) if v.shape[1] else np.full(len(v), np.nan)
 
-def rolling_median(v, n=WINDOW, few=FEWEST):
-    "Median of the last `n` values at every row, the first SETTLE rows left out where there are others.  # as v"
-    v = np.asarray(v, float)
-    v = np.where(np.isinf(v), np.nan, v)
-    if len(v) > SETTLE + few: v = np.concatenate([np.full((SETTLE, *v.shape[1:]), np.nan), v[SETTLE:]])
-    return pd.DataFrame(v).rolling(n, min_periods=min(few, n)).median().to_numpy().reshape(v.shape)
+def trailing(v, n=WINDOW, few=FEWEST, skip=SETTLE):
+    """The last `n` values at every row, as pandas has them; infinite ones are none, nor are the first `skip` rows where
+    there are others.  # v (row,) or (row, layer)"""
+    v = np.array(v, float)
+    v[np.isinf(v)] = np.nan
+    if len(v) > skip + few: v[:skip] = np.nan
+    return pd.DataFrame(v).rolling(n, min_periods=min(few, n))
 
-def rolling_mean(v, n=WINDOW, few=FEWEST):
-    "Mean of the last `n` values at every row, as rolling_median.  # (row,)"
-    return trailing(v, n, few).mean().to_numpy()
+def rolling_median(v, *about, **more):
+    "Their median, see `trailing`.  # as v"
+    return trailing(v, *about, **more).median().to_numpy().reshape(np.shape(v))
 
-def trailing(v, n=WINDOW, few=FEWEST):
-    "The last `n` values at every row, as pandas has them; infinite ones are none.  # (row,)"
-    v = np.where(np.isfinite(v), v, np.nan)
-    if len(v) > SETTLE + few: v[:SETTLE] = np.nan
-    return pd.Series(v).rolling(n, min_periods=min(few, n))
+def rolling_mean(v, *about, **more):
+    "Their mean, see `trailing`.  # as v"
+    return trailing(v, *about, **more).mean().to_numpy().reshape(np.shape(v))
 
 def deviation(v):
     "From one row to the next, in a trailing window, as a standard deviation.  # (row,)"
