@@ -5,8 +5,9 @@ costs: sum, squares and extremes together take 0.2 ns an element here, apart 0.9
 here but shows in the sums, which are then not finite; the caller takes the careful way.
 """
 import numpy as np
-from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba import carray, njit
+
+from .instructions import floats_at, greater, lesser
 
 LOOSE = {'nnan', 'nsz', 'reassoc', 'contract'}      # lets the loops use vector registers; see above for NaN
 ABS   = np.int32(0x7fffffff)                        # the magnitude bits of a float32
@@ -26,14 +27,6 @@ def compiled(**options):
     return wrap
 
 
-@intrinsic
-def floats_at(typingctx, address):
-    "The float32 at an address, `Tensor.data_ptr()`: half of what a NumPy view of a tensor costs is its making."
-    def code(context, builder, signature, args):
-        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
-    return types.CPointer(types.float32)(types.int64), code
-
-
 @compiled(fastmath=LOOSE)
 def of_row(x, lo, hi):                              # x, lo, hi: (column,); lo, hi: updated
     "Sum and sum of squares of a row; the least and the greatest of each column up to it."
@@ -45,8 +38,8 @@ def of_row(x, lo, hi):                              # x, lo, hi: (column,); lo, 
             v    = row[c]
             s   += v
             q   += v * v
-            a[c] = min(a[c], v)
-            b[c] = max(b[c], v)
+            a[c] = lesser(a[c], v)
+            b[c] = greater(b[c], v)
         total   += s
         squares += q
     return total, squares
@@ -64,13 +57,12 @@ def moments(x, rest, lo, hi, sample, stride):
         s, q     = of_row(row, lo, hi)
         total   += s
         squares += q
-        while at < len(row) and taken < len(sample):
-            sample[taken] = row[at]
-            taken += 1
-            at    += stride
-        at -= len(row)
+        part     = sample[taken:taken + (len(row) - at + stride - 1) // stride]
+        for k in range(len(part)): part[k] = row[at + k * stride]
+        taken   += len(part)
+        at      += len(part) * stride - len(row)
     least, greatest = lo[0], hi[0]
-    for c in range(x.shape[1]): least, greatest = min(least, lo[c]), max(greatest, hi[c])
+    for c in range(x.shape[1]): least, greatest = lesser(least, lo[c]), greater(greatest, hi[c])
     return total, squares, least, greatest
 
 
@@ -80,7 +72,7 @@ def of_units(lo, hi, out):                          # lo, hi: (repeat, unit, res
     for u in range(lo.shape[1]):
         a, b = lo[0, u, 0], hi[0, u, 0]
         for k in range(lo.shape[0]):
-            for i in range(lo.shape[2]): a, b = min(a, lo[k, u, i]), max(b, hi[k, u, i])
+            for i in range(lo.shape[2]): a, b = lesser(a, lo[k, u, i]), greater(b, hi[k, u, i])
         out[0, u], out[1, u] = a, b
 
 
@@ -112,12 +104,16 @@ def put_in_bins(raw, scale, bin_of_pattern, hist):  # hist: (bin,), written
 @compiled()
 def rare(bits, near):                               # bits: (n,) int32 of float32
     "How many are zero, how many have magnitude bits below `near`, how many are not finite."
-    zeros = small = bad = np.int32(0)
-    for i in range(len(bits)):
-        m      = bits[i] & ABS
-        zeros += m < 1
-        small += m < near
-        bad   += m >= INF
+    zeros = small = bad = 0
+    for start in range(0, len(bits), BLOCK):        # counts of int32 take half the registers that those of int64 take
+        part = bits[start:start + BLOCK]
+        z = s = b = np.int32(0)
+        for i in range(len(part)):
+            m = part[i] & ABS
+            z = np.int32(z + (m < 1))
+            s = np.int32(s + (m < near))
+            b = np.int32(b + (m >= INF))
+        zeros, small, bad = zeros + z, small + s, bad + b
     return zeros, small, bad
 
 
