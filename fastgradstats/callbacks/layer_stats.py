@@ -101,6 +101,7 @@ class LayerStatsCallback(Callback):
         per_call: bool = False,         # keep the calls of one module apart: on an RNNCell the call is the time step
         unit_dim: int | None = None,    # the axis of the units, where the layer before does not tell
         placebo:  bool | int = False,   # measure rec['grad', 'placebo'] every 25th measured row, or every so many
+        budget:   float | None = None,  # measure only as many rows as take this share of the training time, such as .05
         verbose:  bool = True,          # print what was found when a fit ends
         **unknown: Any,                 # there are no others: names the one that was meant
     ):
@@ -110,13 +111,17 @@ class LayerStatsCallback(Callback):
                       update=update, input=input, output=output)
         probes = {p: self._default_probes.get(p) if v is ... else v for p, v in given.items()}
         self.layer_plan    = Plan(modules=modules, every=every, sample=sample, window=window, per_call=per_call,
-                                  unit_dim=unit_dim, placebo=placebo, **probes)
+                                  unit_dim=unit_dim, placebo=placebo, budget=budget, **probes)
         self.layer_verbose = switch('verbose', verbose) and type(self) is LayerStatsCallback
         self._live         = _Live()
 
     def _init_state(self):
         super()._init_state()
         self._live = _Live()
+
+    def __call__(self, event_name):
+        w = self._live.watcher
+        return super().__call__(event_name) if w is None else w.clock.run(super().__call__, event_name)
 
     def __setattr__(self, name, value):
         if name == 'learn' and value is None: self._leave()           # remove_cb, also after an exception in fit(cbs=)

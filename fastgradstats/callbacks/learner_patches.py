@@ -68,12 +68,14 @@ def _step(self):
         sure  = not any(cb.order > order and hasattr(type(cb), 'before_step') and type(cb) is not GradientClip
                         for cb in self.cbs)
         if runs_hooks(self.opt): sure = None
-    for w in live:
-        w.rates(*rates(self.opt))
-        w.before_update(sure)
+    for w in live: w.clock.run(_before_update, w, self.opt, sure)
     out = _old['_step'](self)
     for w in live: w.after_update()
     return out
+
+def _before_update(w, opt, sure):
+    w.rates(*rates(opt))
+    w.before_update(sure)
 
 def _do_epoch_train(self):
     try: return _old['_do_epoch_train'](self)

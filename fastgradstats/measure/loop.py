@@ -84,7 +84,7 @@ class Watch:
         wait = [p for p in reversed([*self.dropped, *self.passes, *done]) if p.loss is None]
         part = next((p for p in wait if p in done or not p.tasks or self._ran(p)), wait[0] if wait else None)
         if part is None: return loss
-        measured = self.last.measured if part in done else self.watcher.plan.due(self.builder.rows, self.i)
+        measured = self.last.measured if part in done else self.watcher.due(self.i)
         baseline = None
         if measured and self.loss_func is not None and target is not None:
             answer   = self.pred if pred is None else pred
@@ -175,7 +175,7 @@ class Watch:
         if self._zeroed_by_hand(): self._drop()
         w.follow()
         i    = self.i + sum(bool(p.tasks) for p in self.passes)
-        part = w.open_pass(i, batch_size(*args, *kwargs.values()), w.plan.due(self.builder.rows, self.i),
+        part = w.open_pass(i, batch_size(*args, *kwargs.values()), w.due(self.i),
                            w.plan.window and self.builder.now_rows + 1 == w.plan.window)
         self.passes.append(part)
         if len(self.passes) > WAITING:            # of those that gave the parameters no gradient the oldest goes
@@ -256,7 +256,7 @@ class Watch:
 
     def _new_row(self):
         self._add()
-        return Row(self.watcher.plan.due(self.builder.rows, self.i), (0, 0, time.perf_counter() - self.start))
+        return Row(self.watcher.due(self.i), (0, 0, time.perf_counter() - self.start))
 
     def _scale(self, i, p):
         "What a gradient is still multiplied by. In a step: by nothing, unless the optimizer is one that divides."

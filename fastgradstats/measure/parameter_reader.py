@@ -83,6 +83,7 @@ class ParameterReader:
 
     # --- since the last step -----------------------------------------------------------------------------------------
 
+    @timed
     def accumulated(self, p):
         "A parameter has received a gradient from the backward pass that is under way."
         self.touched.add(p)

@@ -17,7 +17,7 @@ DEFAULTS = dict(
     grad_output=None, grad_used=None, weight=['norm'], update=['norm'],
     input      = ['mean', 'std', 'min', 'max'],
     output     = ['mean', 'std', 'min', 'max'])
-SETTINGS = ('modules', 'every', 'sample', 'window', 'per_call', 'unit_dim', 'placebo')
+SETTINGS = ('modules', 'every', 'sample', 'window', 'per_call', 'unit_dim', 'placebo', 'budget')
 
 
 def check_names(whose, given, allowed):
@@ -41,6 +41,12 @@ def switch(name, v):
     raise ValueError(f"{name} is True or False; got {v!r}")
 
 
+def _share(name, v):
+    "The setting `v`, if it is a share."
+    if isinstance(v, numbers.Real) and not isinstance(v, bool) and 0 < v <= 1: return float(v)
+    raise ValueError(f"{name} is a share of the training time, above 0 and up to 1 (.05 for 5 %), or None; got {v!r}")
+
+
 def _statistics(probe, given):
     "The Statistics of a probe that were given, checked."
     if isinstance(given, bool):
@@ -60,7 +66,7 @@ def _statistics(probe, given):
 class Plan:
     "What is measured, where and how often: the checked arguments of a callback or of `watch`."
     def __init__(self, *, modules=None, every=1, sample=SAMPLE, window=None, per_call=False, unit_dim=None,
-                 placebo=False, **probes):
+                 placebo=False, budget=None, **probes):
         check_names('a Plan', probes, (*PROBES, *SETTINGS))
         found      = {p: _statistics(p, probes[p]) for p in PROBES if probes.get(p) is not None}
         self.stats = {p: ss for p, ss in found.items() if ss}
@@ -74,6 +80,7 @@ class Plan:
             raise ValueError("placebo is recorded beside the statistics of `grad`: give grad=['norm'] or others")
         self.placebo = EVERY if placebo is True else int(placebo)
         self.modules, self.unit_dim = modules, unit_dim if unit_dim is None else int(unit_dim)
+        self.budget   = budget if budget is None else _share('budget', budget)
         self.every    = every if takes(every, 1) else whole('every', every, 1, ', or a function f(iteration) -> bool')
         self.sample   = sample if sample is None else whole('sample', sample, 100, ', or None')
         self.window   = window if window is None else whole('window', window, 1, ', or None')
@@ -101,6 +108,7 @@ class Plan:
         every = self.every if isinstance(self.every, int) else getattr(self.every, '__name__', 'a function')
         return dict(stats={p: [s.name for s in ss] for p, ss in self.stats.items()}, every=every, sample=self.sample,
                     window=self.window, per_call=self.per_call, unit_dim=self.unit_dim, placebo=self.placebo,
+                    budget=self.budget,
                     modules=None if self.modules is None else str(self.modules))
 
 def _only_n(view): return view.n,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 
-from .clock import Clock, timed
+from .clock import DEAR, ROWS, Budget, Clock, timed
 from .distributed import Processes
 from .module_hooks import OFF, ModuleHooks
 from .optimizer_info import describe
@@ -34,6 +34,7 @@ class Watcher:
         self.plan, self.host = plan, host
         self.by_step    = by_step                 # rows are steps: a gradient counts however it came
         self.clock      = Clock(self.detach)
+        self.budget     = Budget(plan.budget, self.clock) if plan.budget else None
         self.builder    = RecordBuilder(plan)
         self.reader     = Reference()             # that of the model, once there is one
         self.hooks      = ModuleHooks(self)
@@ -95,7 +96,7 @@ class Watcher:
         if self.row is not None and (self.row.done or not self.row.parts): self.commit()
         if self.row is not None and self.parameters.all_gone(): self.skipped(); self.commit()
         if self.row is None:
-            self.row = Row(self.plan.due(self.builder.rows, i), None)
+            self.row = Row(self.due(i), None)
             self.parameters.forget()
         elif self.row.read: self.row.forget()                     # the step was put off after its gradients were read
         self.row.about = fit, epoch, t
@@ -106,6 +107,11 @@ class Watcher:
                                    left is not None and left <= every and rows >= MIN_WINDOW)
         self.parameters.tasks.clear()
         return self.row.measured
+
+    def due(self, i):
+        "Whether the row that begins with batch `i` is measured."
+        row = self.builder.rows
+        return self.plan.due(row, i) and (self.budget is None or self.budget.due(row))
 
     def open_pass(self, i, bs, measured, dormancy):
         "A forward pass begins; what it shows is captured in the Part that is returned."
@@ -238,6 +244,18 @@ class Watcher:
             every = self.plan.describe()['every']
             self.builder.tell('nothing measured', f"nothing was measured: every={every} was true at none of the "
                                                   f"{self.builder.rows} iterations, which are numbered from 0")
+        self._tell_cost()
+
+    def _tell_cost(self):
+        "Say what recording has cost if that is more than was allowed, or much."
+        if self.builder.rows < ROWS: return
+        if self.budget is not None and self.budget.taken() > 1.25 * self.budget.share:
+            self.builder.tell('cost', f"recording has taken {self.budget.taken():.0%} of the training time, not "
+                                      f"{self.budget.share:.0%}: rows that are not measured take some too, and every "
+                                      f"{ROWS}th is measured in any case")
+        elif self.budget is None and (percent := self.clock.cost()['percent'] or 0) > DEAR:
+            self.builder.tell('cost', f"recording has taken {percent:.0f} % of the training time: with budget=.05 as "
+                                      f"many rows are measured as 5 % allow, with every=10 every tenth")
 
     def _commit_done(self):
         if self.part is not None and self.parameters.tasks: self.end_backward()
