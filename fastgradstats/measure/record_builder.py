@@ -182,7 +182,7 @@ class RecordBuilder:
             found = values['grad', 'placebo'] = np.full((n, sizes['grad']), np.nan, np.float32)
             for k, r in enumerate(rows):
                 if r.placebo: found[k, r.placebo[0]] = r.placebo[1].cpu()
-        return iters, values
+        return {c: np.array(v) for c, v in iters.items()}, values
 
     def _reduce_group(self, sig, table, which, values):
         "Merge and finish every statistic of rows that captured the same places in the same order."
@@ -336,7 +336,7 @@ class RecordBuilder:
 
     def _build(self, cost):
         chunks = [*self.chunks, self._reduce(self.held)] if self.held else self.chunks
-        iters  = pd.DataFrame({c: [x for by, _ in chunks for x in by[c]] for c in ITER_COLS})
+        iters  = pd.DataFrame({c: np.concatenate([by[c] for by, _ in chunks]) if chunks else [] for c in ITER_COLS})
         orders = {p: self._order(p) for p in self.plan.stats}
         values, windows, units = {}, {}, {}
         for p, ss in self.plan.stats.items():

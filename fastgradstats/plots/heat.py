@@ -94,8 +94,9 @@ def time_cells(rec, key, v, bad):
     group = -(-len(start) // CELLS)
     if group > 1:
         cuts = np.arange(0, len(start), group)
-        v    = np.stack([nanmedian(v[c:c + group]) for c in cuts])
-        bad  = np.stack([bad[c:c + group].any(0) for c in cuts])
+        lack = len(cuts) * group - len(v)
+        v    = nanmedian(np.pad(v, ((0, lack), (0, 0)), constant_values=np.nan).reshape(len(cuts), group, -1), axis=1)
+        bad  = np.logical_or.reduceat(bad, cuts)
         stop = stop[np.minimum(cuts + group, len(start)) - 1]
         start, usual = start[cuts], usual * group
     edges, rows = _with_gaps(start, stop, usual)

@@ -33,9 +33,12 @@ def nonfinite(rec, key):
 
 def nanmedian(v, axis=0):
     "Median without the NaNs; NaN where there is nothing else, and no warning."
-    none = np.isnan(v).all(axis)
-    out  = np.nanmedian(np.where(np.expand_dims(none, axis), 0., v), axis)
-    return np.where(none, np.nan, out)
+    v = np.sort(np.moveaxis(v, axis, -1))                                # NaN last
+    if not v.shape[-1]: return np.full(v.shape[:-1], np.nan)
+    n = np.maximum(v.shape[-1] - np.isnan(v).sum(-1, keepdims=True), 1)
+    a, b = (np.take_along_axis(v, k, -1)[..., 0] for k in ((n - 1) // 2, n // 2))
+    return np.where(a == b, a, a / 2 + b / 2)                            # infinities: equal, or not of one sign
+
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
