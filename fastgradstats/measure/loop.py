@@ -21,12 +21,15 @@ from .baseline_loss import BaselineLoss
 from .closure import Closure
 from .listeners import STEP, Listeners, running
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
+from .optimizer_info import hypers
+from .own_steps import OwnSteps
 from .plan import DEFAULTS, SETTINGS, Plan, check_names
 from .probes import PROBES, batch_size, tensors
 from .rows import Part, Row
 from .scalers import Scalers
 from .watcher import Watcher
 
+GRAD_IS = 'as the step consumes it'
 WAITING = 256                     # forward passes without a backward pass that are kept: a look at the model runs many
 
 
@@ -58,8 +61,9 @@ class Watch:
         self.trains   = False                     # whether a call in training mode has been seen
         self.opts     = {}                        # the optimizer and those within it, by identity
         self.handles, self.before = [], {}        # before: of each optimizer, the handle of our hook before its step
+        self.own      = None                      # of steps that no optimizer of torch's takes: its OwnSteps
         self.baseline, self.loss_func = BaselineLoss(self.watcher), loss_func
-        self.builder.meta['grad_is'] = 'as the step consumes it'
+        self.builder.meta['grad_is'] = GRAD_IS
 
     @property
     def record(self):
@@ -120,29 +124,47 @@ class Watch:
         return self
 
     def _enter(self):
-        w, opts = self.watcher, _optimizers(self.opt)
-        self.opts = {id(o): o for o in (self.opt, *opts)}
-        w.attach(self.model, opts[-1])
-        ours = {id(p) for g in self.opt.param_groups for p in g['params']}
-        if not {id(p) for p in self.model.parameters()} & ours:
-            self.builder.tell('optimizer', "none of the optimizer's parameters is the model's: its steps do not change "
-                                           "it")
+        w = self.watcher
+        w.attach(self.model, self.opt)
         self.start    = time.perf_counter()
         if not why_no_hooks(self.model) or type(self.model).__name__ == 'OptimizedModule':
             self.handles.append(self.model.register_forward_pre_hook(Hook(self, '_before'), with_kwargs=True))
             self.handles.append(self.model.register_forward_hook(Hook(self, '_after'), always_call=True))
+        if isinstance(self.opt, torch.optim.Optimizer) or hasattr(self.opt, 'register_step_pre_hook'): self._listen()
+        else:
+            self.own      = OwnSteps(self, self.opt)
+            self.handles += self.own.handles
+        self.handles.append(register_optimizer_step_pre_hook(Hook(self, '_before_any_step')))
+        self.scalers  = Scalers(self.scaler, w, self._scaler_step)
+        self.handles += self.scalers.handles
+
+    def _listen(self):
+        "Have the optimizer say when it steps, and those that it wraps."
+        opts      = _optimizers(self.opt)
+        self.opts = {id(o): o for o in (self.opt, *opts)}
+        ours      = {id(p) for g in self.opt.param_groups for p in g['params']}
+        if opts[-1] is not self.opt: self.watcher.take_optimizer(opts[-1])
+        if not {id(p) for p in self.model.parameters()} & ours:
+            self.builder.tell('optimizer', "none of the optimizer's parameters is the model's: its steps do not change "
+                                           "it")
         for o in opts:
             self.before[o] = o.register_step_pre_hook(Hook(self, '_before_step'))
             self.handles.append(self.before[o])
             self.handles.append(o.register_step_post_hook(Hook(self, '_after_step')))
-        self.handles.append(register_optimizer_step_pre_hook(Hook(self, '_before_any_step')))
         for o in self.opts.values(): self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
-        self.scalers  = Scalers(self.scaler, w, self._scaler_step)
-        self.handles += self.scalers.handles
+
+    def _adopt(self, opt):
+        "An optimizer of torch's takes the steps, and none was given: it is the one."
+        for h in self.own.handles: h.remove()
+        self.opt, self.own, self.row = opt, None, None
+        self.builder.meta['grad_is'] = GRAD_IS
+        self.watcher.take_optimizer(opt)
+        self._listen()
 
     def __exit__(self, kind, *error):
         w = self.watcher
         try:
+            if self.own: self.own.look()
             self._add()
             w.end_epoch(normal=kind is None, last=True)
             w.end_fit()
@@ -154,7 +176,7 @@ class Watch:
 
     def _leave(self):
         for h in self.handles: h.remove()
-        self.handles, self.before, self.steps, self.pred, self.depth = [], {}, [], None, 0
+        self.handles, self.before, self.steps, self.pred, self.depth, self.own = [], {}, [], None, 0, None
         self.passes.clear(); self.dropped.clear()
         self.watcher.detach()
 
@@ -170,6 +192,7 @@ class Watch:
         self.trains = self.trains or m.training
         self.depth += 1
         if self.depth > 1: return                 # a model that calls itself
+        if self.own: self.own.look()
         self._add()
         self._be_last()
         if self._zeroed_by_hand(): self._drop()
@@ -265,9 +288,9 @@ class Watch:
 
     def _rates(self, row):
         "The learning rates with which the step is taken."
-        groups  = self.opt.param_groups
+        groups  = hypers(self.opt)
         row.lrs = [float(g['lr']) if 'lr' in g else math.nan for g in groups]
-        row.mom = groups[-1].get('momentum', groups[-1].get('betas', (math.nan,))[0])
+        row.mom = groups[-1].get('momentum', groups[-1].get('mom', groups[-1].get('betas', (math.nan,))[0]))
 
     def _read(self, exact=False):
         "A row of the gradients as they are now."
@@ -342,6 +365,7 @@ class Watch:
         if id(opt) in self.opts or self.stepping: return
         theirs = {id(p) for g in opt.param_groups for p in g['params']}
         ps     = self.watcher.parameters
+        if self.opt is None and any(id(p) in theirs for _, p in ps.trained): return self._adopt(opt)
         if any(id(p) in theirs for i, p in ps.all if i in ps.group):
             self.builder.ignore('some steps', f"another optimizer ({type(opt).__name__}) has taken them, with "
                                               f"parameters of the watched one: watch it as well")
@@ -405,7 +429,8 @@ def _optimizers(opt):
 
 def watch(
     model: torch.nn.Module,            # the model, as the loop calls it
-    opt: torch.optim.Optimizer,        # the torch.optim optimizer whose steps are the rows
+    opt: Any,                          # the optimizer whose steps are the rows, torch's or any that has a `step`; None:
+                                       # the one of torch's that steps the model, or else what changes its weights
     *,
     window: int | None = 50,           # rows of a window of the life table: a plain loop has no epochs
     scaler: Any = None,                # a GradScaler that is not made of torch's, whose own are found
@@ -413,10 +438,10 @@ def watch(
     **settings: Any,                   # the probes and settings of LayerStatsCallback, but for `verbose`
 ) -> Watch:
     """Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`. A row is one call of the
-    optimizer's step.
+    optimizer's step; with `opt=None` and no optimizer of torch's, weights that have changed by the next pass.
 
     Raises:
-        TypeError: the model is no Module, the optimizer none of torch's, or a setting is not known.
+        TypeError: the model is no Module, the optimizer has no `step`, or a setting is not known.
         ValueError: a setting is out of its range.
 
     Example:
@@ -429,9 +454,9 @@ def watch(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"watch takes the model, an nn.Module, then the optimizer; got {type(model).__name__} first")
-    if not isinstance(opt, torch.optim.Optimizer) and not hasattr(opt, 'register_step_pre_hook'):
-        raise TypeError(f"watch needs a torch.optim optimizer; got {type(opt).__name__}. "
-                        f"In fastai use LayerStatsCallback()")
+    if opt is not None and not callable(getattr(opt, 'step', None)):
+        raise TypeError(f"watch needs an optimizer, an object with a `step`, or None where the loop changes the weights "
+                        f"itself; got {type(opt).__name__}. In fastai use LayerStatsCallback()")
     if scaler is not None and (isinstance(scaler, type) or not hasattr(scaler, 'get_scale')):
         raise TypeError(f"scaler is the loop's torch.amp.GradScaler; got {scaler!r}")
     check_names('watch', settings, (*PROBES, *SETTINGS, 'scaler', 'loss_func'))

@@ -1,6 +1,9 @@
 "What the record says of an optimizer, fastai's or torch's."
 from __future__ import annotations
 
+from collections.abc import Mapping
+from numbers import Real
+
 import torch
 
 from .module_hooks import Hook
@@ -29,17 +32,32 @@ def describe(
     wraps = [type(opt).__name__] if hasattr(opt, 'slow_weights') else []              # fastai's Lookahead
     opt  = [*layers(opt)][-1]
     name = type(opt).__name__
+    groups = hypers(opt)
     if hasattr(opt, 'hypers'):                                                        # fastai's
-        groups, key = opt.hypers, 'wd'
+        key   = 'wd'
         steps = [getattr(getattr(f, 'func', f), '__name__', '') for f in getattr(opt, 'cbs', [])]
         name  = next((NAMES[s] for s in steps if s in NAMES), name)
         flags = [True if 'weight_decay' in steps else False if 'l2_reg' in steps else None]
     else:
-        groups, key = getattr(opt, 'param_groups', []), 'weight_decay'
+        key   = 'weight_decay'
         known = name in TRUE_DECAY if type(opt).__module__.startswith('torch.optim') else None
         flags = [g.get('decoupled_weight_decay', known) for g in groups]
-    return dict(name='('.join([*wraps, name]) + ')' * len(wraps), wd=_one([g.get(key, 0.) for g in groups]),
+    return dict(name='('.join([*wraps, name]) + ')' * len(wraps), wd=_one([g.get(key, 0. if g else None) for g in groups]),
                 decoupled=_one(flags), eps=_one([g.get('eps') for g in groups]))
+
+def hypers(opt):
+    "The hyperparameters of each of its groups: fastai's, torch's, or its own rate; [{}] where it does not tell."
+    for name in ('hypers', 'param_groups'):
+        found = list(getattr(opt, name, None) or ())
+        if found and all(isinstance(g, Mapping) for g in found): return found
+    rate = getattr(opt, 'lr', None)
+    return [dict(lr=rate)] if isinstance(rate, Real) else [{}]
+
+def parameters(opt):
+    "The parameters of each of its groups; [] where it does not tell."
+    groups = getattr(opt, 'param_lists', None) or getattr(opt, 'param_groups', None)
+    if groups is None: groups = [opt.params] if isinstance(getattr(opt, 'params', None), (list, tuple)) else []
+    return [list(g['params'] if isinstance(g, Mapping) else g) for g in groups]
 
 def _one(values):
     "The value of all groups, or a list of each one's."

@@ -9,6 +9,7 @@ import torch
 
 from .clock import timed
 from .distributed import shared_out
+from .optimizer_info import hypers, parameters
 from .probes import named_params
 from .readers import Failed
 
@@ -65,8 +66,7 @@ class ParameterReader:
         "Which parameter group each parameter is in, and the eps of an optimizer that keeps a second moment."
         self.opt, self.group, self.eps, self.sizes = opt, {}, {}, _sizes(opt)
         if opt is None: return
-        groups = ([(ps, h, 'sqr_mom' in h) for ps, h in zip(opt.param_lists, opt.hypers)] if hasattr(opt, 'param_lists')
-                  else [(g['params'], g, True) for g in opt.param_groups])
+        groups = [(ps, h, 'sqr_mom' in h or not hasattr(opt, 'hypers')) for ps, h in zip(parameters(opt), hypers(opt))]
         where  = {id(p): i for i, (ps, _, _) in enumerate(groups) for p in ps}
         for i, p in self.all:
             if id(p) not in where: continue
@@ -167,7 +167,7 @@ class ParameterReader:
     def updates(self, row):
         "What the step has changed."
         row.stepped = row.done = True
-        self.stepped = [(p, _mark(p.grad)) for i, p in self.got if p.grad is not None and i in self.group]
+        self.stepped = [(p, _mark(p.grad)) for i, p in self.got if p.grad is not None and (i in self.group or not self.group)]
         if not row.measured or 'update' not in self.plan.stats: return
         lrs = row.lrs or ()
         row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.kept if self.group.get(i, len(lrs)) < len(lrs)}
@@ -206,9 +206,7 @@ def _mark(g):
 
 def _sizes(opt):
     "How many parameters each group has."
-    if opt is None: return None
-    return [len(ps) for ps in opt.param_lists] if hasattr(opt, 'param_lists') else \
-           [len(g['params']) for g in opt.param_groups]
+    return None if opt is None else [len(ps) for ps in parameters(opt)]
 
 def _total(norms):
     "The norm of all from the norms of each."

@@ -287,7 +287,7 @@ class RecordBuilder:
         every = {k: p['layer'] for k, p in enumerate(self.param_list)}
         names = lambda some: [every[k] for k in sorted(some)]
         return dict(frozen=names({*every} - self.trained),
-                    not_in_optimizer=names(self.trained - self.optimized - self.others),
+                    not_in_optimizer=names(self.trained - self.optimized - self.others if self.optimized else ()),
                     without_gradient=names(self.trained - self.received if self.measured else ()))
 
     def take_magnitudes(self, i, p):

@@ -58,9 +58,15 @@ class Watcher:
         self.hooks.attach(model)
         self.parameters.attach(self.model, opt)
         self.builder.meta.setdefault('model', type(self.model).__name__)
-        if opt is not None: self.builder.meta['optimizer'] = describe(opt)
+        if opt is not None: self.take_optimizer(opt)
         self.reader = choose(self.model, self.host)
         self.clock.start()
+
+    def take_optimizer(self, opt):
+        "The optimizer is known only now."
+        self.opt = opt
+        self.parameters.set_optimizer(opt)
+        self.builder.meta['optimizer'] = describe(opt)
 
     def detach(self, keep=False):
         "Take the hooks off; `keep`: it goes on soon, see ModuleHooks."
