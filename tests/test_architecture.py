@@ -16,6 +16,7 @@ FILES   = sorted(PACKAGE.rglob('*.py'))
 # room -> the rooms that it may import, anywhere in a file (also inside a function)
 LAW = dict(_text='', record='_text', measure='record _text', diagnosis='record _text', plots='record diagnosis _text',
            comparison='record diagnosis plots _text', callbacks='measure record diagnosis plots comparison _text',
+           instrumentation='callbacks measure',
            lesson10='callbacks measure record diagnosis plots comparison _text', rules='diagnosis',
            cli='lesson10 callbacks measure record diagnosis plots comparison _text')
 HEAVY = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}

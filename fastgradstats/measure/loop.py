@@ -40,7 +40,7 @@ class Watch:
         ValueError: `record`, `loss` or `grads` before the `with`.
         TypeError: `loss` is given something else than a number or a tensor.
     """
-    mode = True                                   # its hooks are always awake
+    mode, forgive = True, None                    # its hooks are always awake; see ModuleHooks
     def __init__(self, model, opt, plan, scaler=None, loss_func=None):
         self.watcher, self.model, self.opt, self.scaler = Watcher(plan, by_step=True), model, opt, scaler
         self.builder  = self.watcher.builder
@@ -51,6 +51,7 @@ class Watch:
         self.last     = None                      # of the last step, as long as its loss may still be told
         self.kept     = {}                        # backward pass -> whether the last step's gradients were there then
         self.i        = 0                         # the number of the next row's first pass
+        self.fit      = 0                         # of the row
         self.steps    = []                        # the frames of the calls of step under way: one may call another
         self.closure  = None                      # what is known of a step with a closure: its Closure
         self.unscale = self.found = None          # of an optimizer that divides by the scale itself
@@ -140,10 +141,10 @@ class Watch:
 
     def _listen(self):
         "Have the optimizer say when it steps, and those that it wraps."
-        opts      = _optimizers(self.opt)
-        self.opts = {id(o): o for o in (self.opt, *opts)}
+        opts = [o for o in _optimizers(self.opt) if o not in self.before]
+        news = {id(o): o for o in (self.opt, *opts)}
         ours      = {id(p) for g in self.opt.param_groups for p in g['params']}
-        if opts[-1] is not self.opt: self.watcher.take_optimizer(opts[-1])
+        if opts and opts[-1] is not self.opt: self.watcher.take_optimizer(opts[-1])
         if not {id(p) for p in self.model.parameters()} & ours:
             self.builder.tell('optimizer', "none of the optimizer's parameters is the model's: its steps do not change "
                                            "it")
@@ -151,11 +152,12 @@ class Watch:
             self.before[o] = o.register_step_pre_hook(Hook(self, '_before_step'))
             self.handles.append(self.before[o])
             self.handles.append(o.register_step_post_hook(Hook(self, '_after_step')))
-        for o in self.opts.values(): self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
+        for o in news.values(): self.handles.append(Listeners.add(o, 'zero_grad', self._zero_grad))
+        self.opts.update(news)
 
     def _adopt(self, opt):
-        "An optimizer of torch's takes the steps, and none was given: it is the one."
-        for h in self.own.handles: h.remove()
+        "An optimizer of torch's takes the steps, and none was given, or another: it is the one."
+        for h in self.own.handles if self.own else (): h.remove()
         self.opt, self.own, self.row = opt, None, None
         self.builder.meta['grad_is'] = GRAD_IS
         self.watcher.take_optimizer(opt)
@@ -218,6 +220,11 @@ class Watch:
             if w.hooks.part in self.passes: self.passes.remove(w.hooks.part)
             w.hooks.part.open, w.hooks.mode = False, OFF
             return
+        self._answered(out)
+
+    def _answered(self, out):
+        "The forward pass is over."
+        w = self.watcher
         part, measured = w.hooks.part, w.hooks.mode != OFF
         if measured: w.capture_end('output', out, part)
         w.end_forward(out)
@@ -225,7 +232,7 @@ class Watch:
                  if t.requires_grad and not t.is_leaf]
         if not asked:
             part.tasks = None                     # it cannot be seen when it runs backwards: when any does
-            if not any(True for _ in tensors(out)):
+            if out is not None and not any(True for _ in tensors(out)):
                 self.builder.ignore('output', f"the model's answer is no tensor, nor holds any: {type(out).__name__}")
         if w.dose or self.loss_func: self.pred = out
         self.scalers.ended()                      # the last backward pass, if it has raised
@@ -279,7 +286,7 @@ class Watch:
 
     def _new_row(self):
         self._add()
-        return Row(self.watcher.due(self.i), (0, 0, time.perf_counter() - self.start))
+        return Row(self.watcher.due(self.i), (self.fit, 0, time.perf_counter() - self.start))
 
     def _scale(self, i, p):
         "What a gradient is still multiplied by. In a step: by nothing, unless the optimizer is one that divides."

@@ -26,7 +26,11 @@ class Hook:
         self.owner, self.act, self.place, self.always = weakref.ref(owner), act, place, always
     def __call__(self, *args):
         o = self.owner and self.owner()
-        if o is not None and (o.mode or self.always): return getattr(o, self.act)(self.place, *args)
+        if o is None or not (o.mode or self.always): return
+        try: return getattr(o, self.act)(self.place, *args)
+        except Exception as e:
+            if o.forgive is None: raise
+            o.forgive(e)
     def __deepcopy__(self, memo): return _inert()
     def __reduce__(self): return _inert, ()
 
@@ -47,6 +51,7 @@ class _Spare:
 
 class ModuleHooks:
     "Puts hooks on a model, takes them off, and reads what they are shown."
+    forgive = None                                # what is called if reading fails, in place of raising
     def __init__(self, watcher):
         self.watcher, self.plan, self.builder, self.clock = watcher, watcher.plan, watcher.builder, watcher.clock
         self.mode    = OFF

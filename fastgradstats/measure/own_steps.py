@@ -16,7 +16,7 @@ class OwnSteps:
     def __init__(self, watch, opt):
         self.watch, self.ps = watch, watch.watcher.parameters
         self.before  = None                       # the weights as they were read, [(parameter, copy)]
-        self.depth   = 0
+        self.inside  = False                      # a call of `backward`: tensors of a subclass come twice
         meta         = watch.builder.meta
         if opt is None:
             self.handles    = [Listeners.add(torch.Tensor, 'backward', self._backward)]
@@ -26,12 +26,13 @@ class OwnSteps:
             if hasattr(opt, 'zero_grad'): self.handles.append(Listeners.add(opt, 'zero_grad', watch._zero_grad))
 
     def _backward(self, backward, *args, **kwargs):
-        self.depth += 1                           # tensors of a subclass come twice
-        try:
-            if self.depth == 1: self.look()
-            out = backward()
-        finally: self.depth -= 1
-        if not self.depth and (self.ps.tasks or self.watch.passes): self._read()
+        if self.inside: return backward()
+        self.look()
+        before      = {*self.ps.tasks}
+        self.inside = True
+        try: out = backward()
+        finally: self.inside = False
+        if self.ps.tasks - before: self._read()
         return out
 
     def _read(self):

@@ -3,6 +3,7 @@ the gradients of parameters are still multiplied."""
 from __future__ import annotations
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .listeners import Listeners
 from .module_hooks import Hook
@@ -12,9 +13,10 @@ from .probes import tensors
 class Scalers:
     """Listens to all GradScalers and tells the Watcher. `told`: one of another class than torch's; `step` is called
     around their step."""
-    mode = True                                   # its hooks are always awake
+    mode, forgive = True, None                    # its hooks are always awake
     def __init__(self, told, watcher, step):
-        self.watcher = watcher
+        self.watcher    = watcher
+        self.multiplied = WeakIdKeyDictionary()   # what has been multiplied -> by what
         ours = dict(scale=self._scaled, unscale_=self._unscaled, step=step)
         self.handles = [Listeners.add(c, name, f) for name, f in ours.items() for c in _classes(told, name)]
 
@@ -22,6 +24,7 @@ class Scalers:
         out = scale()
         by  = scaler._scale.clone() if scaler.is_enabled() and hasattr(scaler, '_scale') else scaler.get_scale()
         for _, t in tensors(out) if scaler.is_enabled() else ():
+            self.multiplied[t] = by
             if t.requires_grad: t.register_hook(Hook(self, '_begins', by))
         return out
 

@@ -9,6 +9,7 @@ happens, and it reads through its parts, each of which can be used alone:
 from __future__ import annotations
 
 import math
+import weakref
 
 from .clock import DEAR, ROWS, Budget, Clock, timed
 from .distributed import Processes
@@ -30,6 +31,8 @@ class Watcher:
     neither, where gradients are accumulated. What comes at the wrong time is passed over: a training loop may be
     cancelled anywhere. A row is added when the next begins, so that nothing that happens after a step can lose it.
     """
+    attached = weakref.WeakSet()                  # all that record now
+
     def __init__(self, plan, *, host=None, by_step=False):
         self.plan, self.host = plan, host
         self.by_step    = by_step                 # rows are steps: a gradient counts however it came
@@ -61,6 +64,7 @@ class Watcher:
         if opt is not None: self.take_optimizer(opt)
         self.reader = choose(self.model, self.host)
         self.clock.start()
+        Watcher.attached.add(self)
 
     def take_optimizer(self, opt):
         "The optimizer is known only now."
@@ -70,6 +74,7 @@ class Watcher:
 
     def detach(self, keep=False):
         "Take the hooks off; `keep`: it goes on soon, see ModuleHooks."
+        Watcher.attached.discard(self)
         self.hooks.detach(keep)
         self.parameters.detach()
         if self.model is not None and self.builder.processes: self.builder.processes.end()

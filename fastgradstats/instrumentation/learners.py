@@ -1,0 +1,80 @@
+"""fastai's Learners: for the duration of each fit one of our callbacks is added, unless there is one already. fastai is
+imported only when the program does: the import draws random numbers."""
+from __future__ import annotations
+
+import sys
+import weakref
+from importlib.util import find_spec
+
+from ..measure.listeners import Listeners
+from ..measure.rng import unchanged_random_state
+from .names import variable
+from .runs import Run
+
+MODULE = 'fastai.learner'
+
+
+class Learners:
+    "`begin(run)` is called for a Learner's first fit, `end(run)` after each; `failed(e)` if something of ours fails."
+    def __init__(self, settings, begin, end, failed):
+        self.settings, self.begin, self.end, self.failed = settings, begin, end, failed
+        self.fitting = 0                          # fits under way
+        self.known   = weakref.WeakKeyDictionary()        # Learner -> (its Run, our callback)
+        self.handles = []
+        if MODULE in sys.modules: self._wrap()
+        else: sys.meta_path.insert(0, self)
+
+    def remove(self):
+        for h in self.handles: h.remove()
+        self.handles = []
+        if self in sys.meta_path: sys.meta_path.remove(self)
+
+    def find_spec(self, name, path=None, target=None):
+        "Of the import system: once fastai.learner has been loaded, its Learner is wrapped."
+        if name != MODULE: return
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+        def exec_module(module):
+            load(module)
+            self._wrap()
+        spec.loader.exec_module = exec_module
+        return spec
+
+    def _wrap(self):
+        self.handles.append(Listeners.add(sys.modules[MODULE].Learner, 'fit', self._fit))
+
+    def _fit(self, fit, learn, *args, **kwargs):
+        from fastcore.basics import listify
+        cbs = [*learn.cbs, *listify(kwargs.get('cbs', args[3] if len(args) > 3 else None))]
+        if self.fitting or any(type(c).__name__ == 'LRFinder' for c in cbs): return self._within(fit)
+        try: run, ours = self._prepare(learn, cbs)
+        except Exception as e:
+            self.failed(e)
+            return self._within(fit)
+        try: return self._within(fit)
+        finally:
+            if ours is not None: learn.remove_cb(ours)
+            self.end(run)
+
+    def _within(self, fit):
+        self.fitting += 1
+        try: return fit()
+        finally: self.fitting -= 1
+
+    def _prepare(self, learn, cbs):
+        "The Run of a Learner whose fit begins, and the callback that was added for it, if any."
+        with unchanged_random_state():
+            from ..callbacks.layer_stats import LayerStatsCallback
+            from ..callbacks.learner_patches import LIVES, Life
+        if learn not in self.known:
+            life, ref = LIVES.setdefault(learn, Life()), weakref.ref(learn)
+            opt  = lambda: ref() and ref().opt
+            run  = Run(variable(learn, learn.model) or type(learn.model).__name__, learn.model, lambda: ('fastai', opt()), life.record)
+            self.known[learn] = run, LayerStatsCallback(verbose=False, **self.settings)
+            self.begin(run)
+        run, ours = self.known[learn]
+        run.seen()
+        if any(hasattr(c, 'layer_plan') for c in cbs): return run, None
+        learn.add_cb(ours)
+        return run, ours
