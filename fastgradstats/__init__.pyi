@@ -2,7 +2,7 @@
 from .record.record import Record as Record
 from .measure.statistics import Statistic as Statistic
 from .measure.statistics import statistic as statistic
-from .measure.loop import watch as watch
+from .measure.plain_loop import watch as watch
 from .instrumentation.process import instrument as instrument
 from .callbacks.layer_stats import LayerStatsCallback as LayerStatsCallback
 from .callbacks.presets import GradStatsCallback as GradStatsCallback

@@ -18,7 +18,7 @@ from ..diagnosis.evidence import run
 from ..diagnosis.finding import rule
 from ..diagnosis.rules import bad_init, input_scale, non_finite, saturated
 from ..measure.rng import unchanged_random_state
-from ..measure.loop import watch
+from ..measure.plain_loop import watch
 
 @rule(needs=[('grad_output', 'std')],
       source="limit: AutoTrainer's for the gradient's norm; zoo: default-initialised sigmoid and 20-layer nets 4e-4 "

@@ -70,7 +70,8 @@ class Learners:
         if learn not in self.known:
             life, ref = LIVES.setdefault(learn, Life()), weakref.ref(learn)
             opt  = lambda: ref() and ref().opt
-            run  = Run(variable(learn, learn.model) or type(learn.model).__name__, learn.model, lambda: ('fastai', opt()), life.record)
+            name = variable(learn, learn.model) or type(learn.model).__name__
+            run  = Run(name, learn.model, lambda: ('fastai', opt()), life.record)
             self.known[learn] = run, LayerStatsCallback(verbose=False, **self.settings)
             self.begin(run)
         run, ours = self.known[learn]

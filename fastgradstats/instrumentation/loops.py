@@ -1,5 +1,5 @@
-"""Plain loops: torch's global hooks show which module is called outermost while gradients are on. From its first call on a
-Listening watch records it; what is not trained is let go."""
+"""Plain loops: torch's global hooks show which module is called outermost while gradients are on. From its first call
+on a Listening watch records it; what is not trained is let go."""
 from __future__ import annotations
 
 import warnings
@@ -63,7 +63,7 @@ class Loops:
         self.settings, self.begin, self.end, self.failed, self.busy = settings, begin, end, failed, busy
         self.depth = 0                            # of calls of modules
         self.open  = []                           # LoopRuns that record
-        self.of    = weakref.WeakKeyDictionary()  # module -> its open run: the model's, or its layers' if it is not called
+        self.of    = weakref.WeakKeyDictionary()  # module -> its open run, or that of the model it is a layer of
         self.idle  = weakref.WeakSet()            # modules that have no parameters, or were not trained
         self.handles = [register_module_forward_pre_hook(self._begins),
                         register_module_forward_hook(self._ends, always_call=True),
@@ -106,7 +106,7 @@ class Loops:
         for m in [m for m in self.idle if any(id(p) in theirs for p in m.parameters())]: self.idle.discard(m)
 
     def _backward(self, backward, loss, *args, **kwargs):
-        if self.depth and not any(f.f_code is CALL for f in running()): self.depth = 0         # Ctrl-C in a forward pass
+        if self.depth and not any(f.f_code is CALL for f in running()): self.depth = 0      # Ctrl-C in a forward pass
         try:
             if not self.depth: self._let_go()
             run = self._leaves(loss) if not self.depth and not self.busy() else None
@@ -167,7 +167,7 @@ class Loops:
         if run in self.open: self._close(run)
 
     def _leaves(self, loss):
-        "The run of tensors of no known model that a backward pass, which begins, reaches: they are trained as they are."
+        "The run of tensors of no known model that a backward pass reaches, as it begins: they are trained as they are."
         known = {id(p) for w in Watcher.attached if w.model is not None for p in w.model.parameters()}
         found = [t for t in leaves_of(loss) if not isinstance(t, torch.nn.Parameter)]
         if not found or any(id(t) in known for t in found): return None

@@ -1,4 +1,4 @@
-"What is around a call: the variable that holds an object, the module in one of whose methods a layer is called, the cell."
+"What is around a call: the variable that holds an object, the module in a method of which a layer is called, the cell."
 from __future__ import annotations
 
 import sys

@@ -48,7 +48,7 @@ class Run:
         rec = self.record
         with np.errstate(all='ignore'): lr = np.log(rec.iters.lr.to_numpy()) if rec is not None else np.zeros(0)
         up  = np.diff(lr)
-        one = len(up) > 3 and np.isfinite(up).all() and np.ptp(up) < .1 * up.mean()        # by the same factor each time
+        one = len(up) > 3 and np.isfinite(up).all() and np.ptp(up) < .1 * up.mean()       # by one factor each time
         return 'search' if one and lr[-1] - lr[0] > np.log(SEARCH) else 'training'
 
     def seen(self):

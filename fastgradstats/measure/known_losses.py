@@ -1,5 +1,4 @@
-"""Loss functions that can be told by what they leave in autograd's graph, with the answers and the targets they were given.
-"""
+"Loss functions that can be told by what they leave in autograd's graph, with the answers and targets they were given."
 from __future__ import annotations
 
 from torch.nn import functional as F

@@ -1,5 +1,5 @@
-"""A watch that nobody tells anything: its loss is the scalar on which `backward` is called, its optimizer the one that steps,
-and a model that is not called as a module runs from its first layer to the backward pass."""
+"""A watch that nobody tells anything: its loss is the scalar on which `backward` is called, its optimizer the one that
+steps, and a model that is not called as a module runs from its first layer to the backward pass."""
 from __future__ import annotations
 
 import weakref
@@ -54,20 +54,23 @@ class Listening(Watch):
 
     def _around_backward(self, backward, loss, *args, **kwargs):
         if self.inside: return backward()
-        if not self.called and self._reached(loss): self.layer_begins(self.model, ())
-        self._pass_ends()
-        by     = self.scalers.multiplied.get(loss)
-        node   = loss.grad_fn if by is None or loss.grad_fn is None else loss.grad_fn.next_functions[0][0]
-        known  = known_loss(node)
-        before = max((t for p in self._parts() for t in p.tasks or ()), default=-1)
+        about = self.safely(self._backward_begins, loss)
         self.inside = True
         try: out = backward()
         except Exception as e:
             self.builder.ignore('some gradients', f'a backward pass has failed: {type(e).__name__}: {e}')
             raise
         finally: self.inside = False
-        if loss.numel() == 1: self._tell(loss if by is None else loss.detach() / by, known, before)
+        if about is not None and loss.numel() == 1: self.safely(self._tell, loss, *about)
         return out
+
+    def _backward_begins(self, loss):
+        "By what the loss is multiplied, its known loss function, the number of the last backward pass."
+        if not self.called and self._reached(loss): self.layer_begins(self.model, ())
+        self._pass_ends()
+        by   = self.scalers.multiplied.get(loss)
+        node = loss.grad_fn if by is None or loss.grad_fn is None else loss.grad_fn.next_functions[0][0]
+        return by, known_loss(node), max((t for p in self._parts() for t in p.tasks or ()), default=-1)
 
     def _reached(self, loss):
         ours = {id(p) for p in self.model.parameters()}
@@ -75,8 +78,9 @@ class Listening(Watch):
 
     def _parts(self): return [*self.passes, *self.dropped, *(self.last.parts if self.last is not None else ())]
 
-    def _tell(self, loss, known, before):
+    def _tell(self, loss, by, known, before):
         "The loss of the passes that the backward pass which has just run came back to."
+        if by is not None: loss = loss.detach() / by
         for part in self._parts():
             back = part in self.passes if part.tasks is None else any(t > before for t in part.tasks)
             if part.loss is not None or not back: continue

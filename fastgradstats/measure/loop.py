@@ -1,4 +1,4 @@
-"""`watch`: any PyTorch loop. A row is one call of the optimizer's step, whatever came before.
+"""Any PyTorch loop. A row is one call of the optimizer's step, whatever came before.
 
 What is sure is what the optimizer is about to step and what it has stepped, so that is read there: every `.grad` that
 is there at that moment, however it came. What the model's forward and backward passes showed meanwhile is kept, pass by
@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from numbers import Real
-from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -21,10 +20,9 @@ from .baseline_loss import BaselineLoss
 from .closure import Closure
 from .listeners import STEP, Listeners, running
 from .module_hooks import OFF, Hook, in_transform, why_no_hooks
-from .optimizer_info import hypers
+from .optimizer_info import hypers, stepping
 from .own_steps import OwnSteps
-from .plan import DEFAULTS, SETTINGS, Plan, check_names
-from .probes import PROBES, batch_size, tensors
+from .probes import batch_size, tensors
 from .rows import Part, Row
 from .scalers import Scalers
 from .watcher import Watcher
@@ -70,11 +68,19 @@ class Watch:
     def record(self):
         "What was recorded up to now."
         self._begun()
+        if self.own: self.own.look()
         self._add()
         return self.builder.record(self.watcher.clock.cost())
 
     def _begun(self):
         if self.start is None: raise ValueError('nothing is watched yet: put the loop into `with watch(...) as w:`')
+
+    def safely(self, f, *args):
+        "What a hook of ours would do, outside of one."
+        try: return f(*args)
+        except Exception as e:
+            if self.forgive is None: raise
+            self.forgive(e)
 
     def loss(self, loss, pred=None, target=None):
         """Tell the batch's loss (elasticity needs it); returns it, so that `w.loss(l).backward()` works. It is that of
@@ -141,7 +147,7 @@ class Watch:
 
     def _listen(self):
         "Have the optimizer say when it steps, and those that it wraps."
-        opts = [o for o in _optimizers(self.opt) if o not in self.before]
+        opts = [o for o in stepping(self.opt) if o not in self.before]
         news = {id(o): o for o in (self.opt, *opts)}
         ours      = {id(p) for g in self.opt.param_groups for p in g['params']}
         if opts and opts[-1] is not self.opt: self.watcher.take_optimizer(opts[-1])
@@ -421,50 +427,3 @@ class Watch:
         "The last step's row is whole: its loss has been told, or will not be."
         row, self.last = self.last, None
         if row is not None: self.builder.add(row)
-
-
-def _optimizers(opt):
-    "The optimizer and those that it wraps and steps (accelerate's, Lightning's, SAM's); the last one does the step."
-    found = [opt]
-    while True:
-        inner = next((v for v in vars(found[-1]).values() if isinstance(v, torch.optim.Optimizer) and
-                      not any(v is o for o in found)), None)
-        if inner is None: break
-        found.append(inner)
-    return [o for o in found if hasattr(o, '_optimizer_step_pre_hooks')]
-
-
-def watch(
-    model: torch.nn.Module,            # the model, as the loop calls it
-    opt: Any,                          # the optimizer whose steps are the rows, torch's or any that has a `step`; None:
-                                       # the one of torch's that steps the model, or else what changes its weights
-    *,
-    window: int | None = 50,           # rows of a window of the life table: a plain loop has no epochs
-    scaler: Any = None,                # a GradScaler that is not made of torch's, whose own are found
-    loss_func: Any = None,             # the loss function: with `w.loss(loss, pred, target)` the gain is measured
-    **settings: Any,                   # the probes and settings of LayerStatsCallback, but for `verbose`
-) -> Watch:
-    """Record a plain PyTorch loop: `with watch(model, opt) as w: ...`, then `w.record`. A row is one call of the
-    optimizer's step; with `opt=None` and no optimizer of torch's, weights that have changed by the next pass.
-
-    Raises:
-        TypeError: the model is no Module, the optimizer has no `step`, or a setting is not known.
-        ValueError: a setting is out of its range.
-
-    Example:
-        with watch(model, opt, every=2) as w:
-            for x, y in batches:
-                w.loss(loss_func(model(x), y)).backward()
-                opt.step()
-                opt.zero_grad()
-        w.record['grad', 'norm']
-    """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"watch takes the model, an nn.Module, then the optimizer; got {type(model).__name__} first")
-    if opt is not None and not callable(getattr(opt, 'step', None)):
-        raise TypeError(f"watch needs an optimizer, an object with a `step`, or None where the loop changes the weights "
-                        f"itself; got {type(opt).__name__}. In fastai use LayerStatsCallback()")
-    if scaler is not None and (isinstance(scaler, type) or not hasattr(scaler, 'get_scale')):
-        raise TypeError(f"scaler is the loop's torch.amp.GradScaler; got {scaler!r}")
-    check_names('watch', settings, (*PROBES, *SETTINGS, 'scaler', 'loss_func'))
-    return Watch(model, opt, Plan(window=window, **{**DEFAULTS, **settings}), scaler, loss_func)

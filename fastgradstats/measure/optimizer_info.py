@@ -19,6 +19,16 @@ def layers(opt):
         yield opt
         opt = next((vars(opt)[k] for k in ('opt', 'optimizer') if k in getattr(opt, '__dict__', ())), None)
 
+def stepping(opt):
+    "The optimizer and those that it wraps and steps (accelerate's, Lightning's, SAM's); the last one does the step."
+    found = [opt]
+    while True:
+        inner = next((v for v in vars(found[-1]).values() if isinstance(v, torch.optim.Optimizer) and
+                      not any(v is o for o in found)), None)
+        if inner is None: break
+        found.append(inner)
+    return [o for o in found if hasattr(o, '_optimizer_step_pre_hooks')]
+
 def runs_hooks(opt):
     "Whether hooks of others run before the step of a torch optimizer, or of one within: they may change gradients."
     return any(not isinstance(f, Hook) for o in layers(opt)
@@ -42,8 +52,9 @@ def describe(
         key   = 'weight_decay'
         known = name in TRUE_DECAY if type(opt).__module__.startswith('torch.optim') else None
         flags = [g.get('decoupled_weight_decay', known) for g in groups]
-    return dict(name='('.join([*wraps, name]) + ')' * len(wraps), wd=_one([g.get(key, 0. if g else None) for g in groups]),
-                decoupled=_one(flags), eps=_one([g.get('eps') for g in groups]))
+    return dict(name='('.join([*wraps, name]) + ')' * len(wraps),
+                wd=_one([g.get(key, 0. if g else None) for g in groups]), decoupled=_one(flags),
+                eps=_one([g.get('eps') for g in groups]))
 
 def hypers(opt):
     "The hyperparameters of each of its groups: fastai's, torch's, or its own rate; [{}] where it does not tell."

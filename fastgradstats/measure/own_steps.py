@@ -27,12 +27,12 @@ class OwnSteps:
 
     def _backward(self, backward, *args, **kwargs):
         if self.inside: return backward()
-        self.look()
+        self.watch.safely(self.look)
         before      = {*self.ps.tasks}
         self.inside = True
         try: out = backward()
         finally: self.inside = False
-        if self.ps.tasks - before: self._read()
+        if self.ps.tasks - before: self.watch.safely(self._read)
         return out
 
     def _read(self):

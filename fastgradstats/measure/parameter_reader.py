@@ -167,7 +167,8 @@ class ParameterReader:
     def updates(self, row):
         "What the step has changed."
         row.stepped = row.done = True
-        self.stepped = [(p, _mark(p.grad)) for i, p in self.got if p.grad is not None and (i in self.group or not self.group)]
+        self.stepped = [(p, _mark(p.grad)) for i, p in self.got
+                        if p.grad is not None and (i in self.group or not self.group)]
         if not row.measured or 'update' not in self.plan.stats: return
         lrs = row.lrs or ()
         row.layer_lrs = {i: lrs[self.group[i]] for i, _ in self.kept if self.group.get(i, len(lrs)) < len(lrs)}
