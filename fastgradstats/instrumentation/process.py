@@ -69,8 +69,9 @@ def instrument(
 
     Example:
         instrument()                              # at the top of a notebook or a script, which stays as it is
-        ...
+        learn.fit(1)
         instrument().runs[0].record['grad', 'norm']
+        instrument().off()
     """
     global _now
     check_names('instrument', settings, (*PROBES, *SETTINGS))
