@@ -1,6 +1,8 @@
 """Numbers and lists in words. Imports nothing of ours."""
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
 
@@ -32,6 +34,7 @@ def spread(r):
 def between(v):      return f'{v.min():.0f}' if v.min() == v.max() else f'{v.min():.0f} to {v.max():.0f}'
 def of(k, n, what):
     return f"{'the one' if n == 1 else 'every' if k == n else f'{k} of {n}'} {what}{'s' if k != n else ''}"
+def layer(name):     return f'layer {name}' if re.fullmatch(r'[\d.:]+', name) else name
 def join(words):     return words[0] if len(words) == 1 else ', '.join(words[:-1]) + ' and ' + words[-1]
 
 def pairs(k):

@@ -16,7 +16,8 @@ from .._text import num
 from ..diagnosis.report import diagnose
 from ..diagnosis.evidence import run
 from ..diagnosis.finding import rule
-from ..diagnosis.rules import bad_init, input_scale, non_finite, saturated
+from ..diagnosis.rules import bad_init, dead_units, input_scale, non_finite, saturated
+from ..diagnosis.thresholds import WHOLE
 from ..measure.rng import unchanged_random_state
 from ..measure.plain_loop import watch
 
@@ -25,7 +26,7 @@ from ..measure.plain_loop import watch
              "and less, healthy ones .0048 to 15")
 def fading(rec, limit=1e-3):
     "The gradient shrinks or grows from layer to layer on its way back."
-    names, b = _backward(rec)
+    r, (names, b) = run(rec), _backward(rec)
     seen     = np.isfinite(b) & (b > 0)
     if seen.sum() < 3: return
     at    = np.flatnonzero(seen)
@@ -33,14 +34,19 @@ def fading(rec, limit=1e-3):
     if limit <= total <= 1 / limit: return
     per  = total ** (1 / (at[-1] - at[0]))
     fade = total < 1
-    fix  = signal(run(rec))
-    yield found('vanishing' if fade else 'exploding', layer=names[at[0]], layers=tuple(names), iters=(0, 0),
+    fix  = signal(r)
+    yield found(r, 'vanishing' if fade else 'exploding', layer=names[at[0]], layers=tuple(names), iters=(0, 0),
                 value=total, limit=limit if fade else 1 / limit, severity='warning', fix=fix,
-                evidence=f"on its way back from {names[at[-1]]} to {names[at[0]]} the gradient "
+                evidence=f"on its way back from {r.called([names[at[-1]]])} to {r.called([names[at[0]]])} the gradient "
                          f"{'shrinks to' if fade else 'grows to'} {num(total)} of itself (std of an element), a factor "
                          f"{num(per)} a layer")
 
-RULES = (input_scale, non_finite, bad_init, fading, saturated)
+@rule(needs=[('activation', 'frac_dead')], source='dead_units: all units of a layer, where half is a matter of taste')
+def silent(rec):
+    "No unit of an activation varies from example to example: nothing gets through."
+    yield from (f for f in dead_units(rec) if f.value >= WHOLE)
+
+RULES = (input_scale, non_finite, silent, bad_init, fading, saturated)
 
 
 class InitCheck:

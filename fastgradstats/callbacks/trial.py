@@ -131,5 +131,5 @@ def _try(learn, f, make, n, recorded):
 
 def _with(report, trials, withdrawn=None):
     "A report with its trials, and without the advice that did not help."
-    findings = [f._replace(advice='', fix={}) if f is withdrawn else f for f in report.findings]
+    findings = [f._replace(advice='', first='', fix={}) if f is withdrawn else f for f in report.findings]
     return Report(report.story, findings, report.checked, report.skipped, report.layers, trials)

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from .._text import layer
 from ..record.record import Record
 from ..record.select import columns, dims, weights
 from .series import FEWEST, WINDOW, deviation, median_layer, rolling_mean, rolling_median, slope, trailing
@@ -236,10 +237,21 @@ class Evidence:
         return self.has_loss and bool(np.nanmin(self.loss) >= 0)
 
     @cached_property
+    def top_rate(self):
+        "The largest learning rate; NaN where none is known."
+        return float(np.nanmax(self.lr)) if np.isfinite(self.lr).any() else np.nan
+
+    @cached_property
     def at_rate(self):
         "Where the learning rate is at least half its maximum; everywhere where it is not known.  # (row,) bool"
-        top = np.nanmax(self.lr, initial=0)
-        return ~(self.lr < top / 2)
+        return ~(self.lr < self.top_rate / 2)
+
+    def called(self, layers, most=3):
+        "Layers as people see them, the first few: a number alone is no name, and of an activation the kind is told."
+        acts  = self.rec.layers.get('activation')
+        kinds = {} if acts is None else dict(zip(acts.layer, acts.type))
+        names = [layer(l) + (f' ({kinds[l]})' if l in kinds else '') for l in layers]
+        return ', '.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else '')
 
     @cached_property
     def full(self):
@@ -364,7 +376,7 @@ class Evidence:
     @cached_property
     def crawls(self):
         "Whether Adam's rate is a fiftieth of its usual one, or less, in the whole run."
-        return self.adaptive and bool(0 < np.nanmax(self.lr, initial=0) <= ADAM_LR / 50)
+        return self.adaptive and 0 < self.top_rate <= ADAM_LR / 50
 
     @cached_property
     def usual_step(self):
@@ -401,7 +413,7 @@ class Evidence:
     @cached_property
     def stopped(self):
         "Where the schedule has taken the learning rate away: it is below a hundredth of its maximum.  # (row,) bool"
-        return self.lr < .01 * np.nanmax(self.lr, initial=0)
+        return self.lr < .01 * self.top_rate
 
     @cached_property
     def judged(self):

@@ -34,6 +34,7 @@ class Finding(NamedTuple):
     advice:   str                 # what to try
     fix:      dict = {}           # the same for a machine: {'lr': .1} multiplies, {'init': 'kaiming'}, {'clip': 1.}
     layers:   tuple = ()          # all layers concerned, in forward order
+    first:    str = ''            # the first of what to try; '': all of `advice`
 
 class Unreadable(Exception):
     "A rule cannot judge a record though it has what it needs; the message says why. It is listed as skipped."
@@ -72,9 +73,6 @@ def stuck(r):
 def past(r, row, share=.5):
     "Whether what was last seen at `row` ended well before the end, and much has been learned in spite of it."
     return row < .8 * len(r) and r.learned_much(share)
-
-def named(layers, most=3):
-    return ', '.join(layers[:most]) + (f" and {len(layers) - most} more" if len(layers) > most else '')
 
 def medians(v):
     "Median of the finite values of every column.  # (row, layer) -> (layer,)"

@@ -17,7 +17,9 @@ from .thresholds import ADAM_LR, LARGE_STEP, SETTLE
 SYMMETRIC = '^(?:Tanh|Softsign|Hardtanh)'
 JUMP  = 10.                       # a learning rate of so many times the one before is the schedule's doing
 WORDS = dict(
-    lr         = lambda f: f"a learning rate {num(f)} times as large (lr_find shows it)",
+    lr         = lambda f, rate=np.nan: (f"a learning rate {num(f)} times as large" if not np.isfinite(rate) else
+                                         f"a learning rate of {num(rate * f)} instead of {num(rate)}")
+                                        + " (lr_find shows it)",
     lr_cap     = lambda v: f"a learning rate of {num(v)} at most",
     clip       = lambda v: f"clipping the gradient's norm at {num(v)}",
     init       = lambda v: {'kaiming': "Kaiming initialisation with biases of zero (or LSUV)",
@@ -33,16 +35,17 @@ WORDS = dict(
     loss_scale = lambda v: f"a loss scaled by {v:g} (MixedPrecision does it), or bfloat16")
 
 
-def advise(fix, *more):
-    "A fix in words, every key of it, and what else may be tried."
+def advise(fix, *more, rate=np.nan):
+    "A fix in words, every key of it, and what else may be tried; `rate`: the learning rate that was used."
     names = fix.get('layers', ())
     only  = f" of layer{'s' * (len(names) > 1)} {join(names)} alone (others start at a usual scale)" if names else ''
-    words = [WORDS[k](v) + only * (k == 'init') for k, v in fix.items() if k != 'layers']
+    words = [WORDS[k](v, *[rate] * (k == 'lr')) + only * (k == 'init') for k, v in fix.items() if k != 'layers']
     return '; or '.join([*([join(words)] if fix else []), *more])
 
-def found(rule, *, iters, value, limit, severity, evidence, layer='', layers=(), fix={}, also=()):
+def found(r, rule, *, iters, value, limit, severity, evidence, layer='', layers=(), fix={}, also=()):
     "A Finding whose advice is its fix in words, or what else may be tried."
-    return Finding(rule, layer, iters, value, limit, severity, evidence, advise(fix, *also), fix, layers)
+    first, words = (advise(fix, *more, rate=r.top_rate) for more in ([] if fix else also[:1], also))
+    return Finding(rule, layer, iters, value, limit, severity, evidence, words, fix, layers, first)
 
 def _share(r, probe, pattern):
     "The share of a probe's layers of which the type matches; a gate or two among others is no more than that."

@@ -1,7 +1,7 @@
 "From findings to a story: the first cause first, what it explains after it. What a cause is, its rule says."
 from __future__ import annotations
 
-from .._text import join
+from .._text import join, layer
 from .thresholds import SETTLE
 
 
@@ -22,7 +22,7 @@ class Ranking:
         out = sorted(findings, key=lambda f: (f.severity == 'info', self._place(r, f, by), f.iters[0]))
         if not out or out[0].severity == 'info': return out
         return [f if f.rule == out[0].rule or self.about(f, 'explains') != () else
-                f._replace(advice=f"what is advised for {out[0].rule}, its cause") for f in out]
+                f._replace(advice=f"what is advised for {out[0].rule}, its cause", first='') for f in out]
 
     def _place(self, r, f, by):
         own  = self.order.get(f.rule, len(self.order))
@@ -31,17 +31,16 @@ class Ranking:
         return own if other not in self.order else self.order[other] + (.5 if side == 'after' else -.5)
 
     def cause(self, f):
-        return (self.about(f, 'cause') or f.rule.replace('_', ' ')) + (f' ({f.layer})' if f.layer else '')
+        return (self.about(f, 'cause') or f.rule.replace('_', ' ')) + (f' ({layer(f.layer)})' if f.layer else '')
 
     def story(self, findings):
         "The findings that did harm in one sentence, each rule once."
         first, *then = dict.fromkeys(f.rule for f in findings if f.severity != 'info')
         lead = {f.rule: f for f in reversed(findings) if f.severity != 'info'}
-        told = lambda n: f"{self.cause(lead[n])} {self._when(lead[n])}"
-        text = told(first)
-        return text[0].upper() + text[1:] + (f"; with it: {join([told(n) for n in then])}" if then else '') + '.'
-
-    def _when(self, f): return 'from the start' if f.iters[0] <= SETTLE else f"from iteration {f.iters[0]}"
+        text = self.cause(lead[first])
+        then = [self.cause(lead[n]._replace(layer='')) for n in then[:2]] + [f'{len(then) - 2} more'] * (len(then) > 2)
+        when = 'from the start' if lead[first].iters[0] <= SETTLE else f"from iteration {lead[first].iters[0]}"
+        return f"{text[0].upper()}{text[1:]} {when}{f'; with it: {join(then)}' if then else ''}."
 
     def past(self, f, learns):
         "A finding that did no harm that was measured."

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .._text import join, num
+from .._text import join, layer, num, plain
 from .evidence import Judged, run
 from .series import FEWEST
 from ..record.record import DERIVED, Record, to_record
@@ -49,7 +49,7 @@ class Report:
     @property
     def verdict(self):
         "One sentence: what is wrong and what to try first, or how it is doing."
-        advice = next((f.advice for f in self.findings if f.severity != 'info'), '')
+        advice = next((f.first or f.advice for f in self.findings if f.severity != 'info'), '')
         return self.story + (f" First try: {advice}." if advice else '')
 
     @property
@@ -66,7 +66,7 @@ class Report:
         for k, f in enumerate(self.findings, 1):
             a, b = f.iters
             span = f"iterations {a} to {b}" if a != b else f"iteration {a}"
-            out.append(f"\n{k}. {f.rule} ({f.severity}){f' in {f.layer}' if f.layer else ''}, {span}\n"
+            out.append(f"\n{k}. {f.rule} ({f.severity}){f' in {layer(f.layer)}' if f.layer else ''}, {span}\n"
                        f"   {_sentence(f.evidence)}")
             if f.severity != 'info' and f.advice: out.append(f"   Try: {f.advice}.")
             if self._tried(f): out.append(f"   Tried: {self._tried(f)}")
@@ -94,25 +94,17 @@ class Report:
         if f.severity != 'info' and f.advice: says.append(f"<i>Try:</i> {escape(f.advice)}.")
         if self._tried(f):                    says.append(f"<i>Tried:</i> {escape(self._tried(f))}")
         return (f"<tr><td style='color:{color};vertical-align:top'><b>{escape(f.rule)}</b><br>{f.severity}</td>"
-                f"<td style='vertical-align:top'>{escape(f.layer)}<br>{f.iters[0]}–{f.iters[1]}</td>"
+                f"<td style='vertical-align:top'>{escape(layer(f.layer))}<br>{f.iters[0]}–{f.iters[1]}</td>"
                 f"<td style='text-align:left'>{'<br>'.join(says)}</td></tr>")
 
     def json(self):
         "Everything as plain lists and dicts; numbers that are not finite are None."
         tried = {} if self.trials is None else dict(trials=self.trials)
-        return _plain(dict(verdict=self.verdict, critical=self.critical, findings=[f._asdict() for f in self.findings],
+        return plain(dict(verdict=self.verdict, critical=self.critical, findings=[f._asdict() for f in self.findings],
                            checked=list(self.checked), skipped=[s._asdict() for s in self.skipped],
                            layers=self.layers.to_dict('records'), **tried))
 
 def _sentence(s): return s[:1].upper() + s[1:] + '.'
-
-def _plain(o):
-    if isinstance(o, dict):                  return {k: _plain(v) for k, v in o.items()}
-    if isinstance(o, (list, tuple)):         return [_plain(v) for v in o]
-    if isinstance(o, np.integer):            return o.item()
-    if isinstance(o, (float, np.floating)):  return float(o) if np.isfinite(o) else None
-    return o
-
 
 def diagnose(
     rec: Record | Any,                    # a Record, or a Learner (its layer_stats)

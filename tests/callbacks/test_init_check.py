@@ -17,6 +17,7 @@ from fastai.torch_core import set_seed
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from reference import learner
 from sick import make
 from fastgradstats import DiagnosisCallback, LayerStatsCallback, check_init
 
@@ -498,3 +499,13 @@ def test_small_embeddings_are_no_fault_of_the_first_layer(inputs):
     dls.n_inp = 1 if inputs == 'indices' else 2
     c = check_init(Learner(dls, Net(), loss_func=nn.CrossEntropyLoss()))
     assert not [f for f in c.findings if f.rule == 'bad_init'], repr(c)
+
+def test_a_dead_layer_and_a_loss_that_is_no_number_are_trouble():
+    learn = learner('mlp')
+    with torch.no_grad(): learn.model[2].bias.fill_(-50)
+    found = check_init(learn)
+    assert not found.ok and found.findings[0].rule == 'dead_units' and 'No trouble' not in str(found)
+    learn = learner('mlp')
+    learn.loss_func = lambda pred, y: torch.nn.functional.cross_entropy(pred, y) * float('nan')
+    found = check_init(learn)
+    assert found.findings[0].rule == 'non_finite' and 'look at the targets' in str(found) and 'Kaiming' not in str(found)

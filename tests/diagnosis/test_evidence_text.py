@@ -36,7 +36,7 @@ def said(p):
         eval_mode      = lambda: ['since iteration 0'],
         memorising     = lambda: [f"was {num(min(p.epochs['valid_loss']))} after epoch 0 and is {num(p.epochs['valid_loss'][-1])}", f'batches is {num(loss[-20:].mean())}'],
         not_stepped    = lambda: [f'0.weight, 1.weight: a gradient in {N} steps'],
-        bad_init       = lambda: [f"from {num(v['activation', 'std'][0, 0])} in 0.act to {num(v['activation', 'std'][0, 4])} in 4.act",
+        bad_init       = lambda: [f"from {num(v['activation', 'std'][0, 0])} in 0.act (ReLU) to {num(v['activation', 'std'][0, 4])} in 4.act (ReLU)",
                                   f"a factor {num(np.exp(-np.polyfit(np.arange(5), np.log(v['activation', 'std'][0]), 1)[0]))} a layer"],
         input_scale    = lambda: [f"mean {num(33.)} and standard deviation {num(80.)}"],
         double_softmax = lambda: ['over 10 classes', f'cannot fall below {num(-np.log(np.e / (np.e + 9)))}'],

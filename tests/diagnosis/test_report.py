@@ -295,3 +295,18 @@ def test_without_the_constant_answer_it_is_said(real):
     rep = diagnose(less(real, ('iters', 'loss_constant')))
     assert 'gain' not in rep.verdict and 'whether it learns cannot be told' in rep.verdict
     assert [(s.rule, 'was not measured' in s.why) for s in rep.skipped] == [('not_learning', True)]
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_verdict_is_short_and_says_one_thing_to_try(name):
+    rep = diagnose(FAULTS[name]()[0].record())
+    assert len(rep.story.split()) <= 25, rep.story
+    first = next(f for f in rep.findings if f.severity != 'info')
+    assert rep.verdict == f"{rep.story} First try: {first.first}." and first.advice.startswith(first.first)
+
+def test_layers_are_called_as_people_see_them():
+    p = FAULTS['saturated']()[0]
+    rec = p.record()
+    make, (iters, values, layers, *rest) = rec.__reduce__()
+    layers['activation'] = layers['activation'].assign(layer=[str(k) for k in range(len(layers['activation']))])
+    rep = diagnose(make(iters, values, layers, *rest))
+    assert '(layer 2)' in rep.verdict and 'of layer 2 (Tanh) lies within' in rep.findings[0].evidence and 'in layer 2,' in str(rep)

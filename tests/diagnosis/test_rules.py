@@ -84,8 +84,12 @@ def test_a_rule_of_ones_own_is_told_as_a_cause():
 
 def test_advice_is_the_fix_in_words():
     from fastgradstats.diagnosis.fixes import advise, found
-    f = found('mine', iters=(0, 1), value=1., limit=0., severity='info', evidence='seen', fix={'lr': .1}, also=['tea'])
-    assert f.advice == advise({'lr': .1}, 'tea') == 'a learning rate 0.10 times as large (lr_find shows it); or tea' and f.fix == {'lr': .1}
+    from fastgradstats.diagnosis.evidence import run
+    r = run(Planted().record())
+    f = found(r, 'mine', iters=(0, 1), value=1., limit=0., severity='info', evidence='seen', fix={'lr': .1}, also=['tea'])
+    assert f.advice == advise({'lr': .1}, 'tea', rate=r.lr.max()) and f.fix == {'lr': .1}
+    assert f.advice == 'a learning rate of 0.010 instead of 0.10 (lr_find shows it); or tea'
+    assert advise({'lr': .1}) == 'a learning rate 0.10 times as large (lr_find shows it)'               # none was recorded
 
 def test_a_rule_of_ones_own():
     @rule(needs=[('grad', 'norm')], source='a test')
@@ -258,7 +262,8 @@ def test_every_key_of_a_fix_is_in_the_advice(name):
     from fastgradstats.diagnosis.fixes import WORDS
     for f in RULES[name](FAULTS[name]()[0].record()):
         assert set(f.fix) <= set(WORDS)
-        for k, v in f.fix.items(): assert WORDS[k](v) in f.advice
+        rate = Planted().record().iters.lr.max()
+        for k, v in f.fix.items(): assert WORDS[k](v, *[rate] * (k == 'lr')) in f.advice
 
 @pytest.mark.parametrize('ratio,factor', [(5e-6, 1000.), (9e-5, 100.), (1e-12, 1e4)])
 def test_the_factor_on_a_small_learning_rate_brings_the_usual_ratio(ratio, factor):

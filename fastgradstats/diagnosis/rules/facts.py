@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from ..._text import pct
 from ..evidence import run
-from ..finding import named, rule, severity
+from ..finding import rule, severity
 from ..fixes import found
 
 
@@ -22,11 +22,11 @@ def no_gradient(rec, large=.1, few=3):
     total = sum(n for l, n in size.items() if l not in about['frozen'])
     share = sum(size.get(l, 0) for l in names) / max(total, 1)
     much  = share >= large
-    yield found('no_gradient', layer=names[0], layers=names, iters=(int(r.iter[0]), int(r.iter[-1])), value=share,
+    yield found(r, 'no_gradient', layer=names[0], layers=names, iters=(int(r.iter[0]), int(r.iter[-1])), value=share,
                 limit=large, severity=severity(r) if much else 'info',
                 also=["a look for detach(), no_grad or .data on the way from them to the loss; requires_grad_(False) "
                       "where they are meant to stay as they are"],
-                evidence=f"{named(names)} ({pct(share)} of what is to be trained) received no gradient in any of "
+                evidence=f"{r.called(names)} ({pct(share)} of what is to be trained) received no gradient in any of "
                          f"{len(r)} iterations")
 
 
@@ -41,8 +41,8 @@ def eval_mode(rec):
     modules = [n for n in rec.meta['eval_mode'] if n == 'model' or f'{n}.weight' not in frozen]
     if not modules: return
     since = int(r.all.iter.iloc[min(min(rec.meta['eval_mode'].values()), len(r.all) - 1)])
-    yield found('eval_mode', layer=modules[0], layers=tuple(modules), iters=(since, int(r.iter[-1])),
+    yield found(r, 'eval_mode', layer=modules[0], layers=tuple(modules), iters=(since, int(r.iter[-1])),
                 value=float(len(modules)), limit=0., severity=severity(r),
                 also=["model.train() before training, also after each validation"],
-                evidence=f"since iteration {since} {named(modules)} {'is' if len(modules) == 1 else 'are'} in "
+                evidence=f"since iteration {since} {r.called(modules)} {'is' if len(modules) == 1 else 'are'} in "
                          f"evaluation mode: batch norms use their running statistics and dropout drops nothing")

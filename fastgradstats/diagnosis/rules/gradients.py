@@ -42,7 +42,7 @@ def starved(rec, limit=STARVED, sure=40):
     g     = r.gain_over_constant[b]
     gain  = f"gain over the best constant answer {num(g)} of a loss of {num(r.best_constant)}"
     few   = len(r) < sure                                                # many a healthy net has not moved before that
-    yield found('starved', layer=r.layers[worst], layers=lays, iters=(r.began(a), int(r.iter[b])),
+    yield found(r, 'starved', layer=r.layers[worst], layers=lays, iters=(r.began(a), int(r.iter[b])),
                 value=float(np.nanmin(e[a:b + 1])), limit=limit,
                 severity='warning' if few and stuck(r) else severity(r, ended=not lasts, sign=True), fix=fix,
                 also=[] if 'activation' in fix else ["an activation function that leaks"],
@@ -81,12 +81,11 @@ def vanishing(rec, limit=1e-3, steady=.7):
     per   = np.exp((y[b, 0] - top) / max(int(np.nanargmax(y[b])), 1))
     fix   = signal(r)
     half  = tuple(r.layers[:max(1, int(np.sum(y[b] < top + np.log(limit) / 2)))])
-    yield found('vanishing', layer=r.layers[0], layers=half, iters=(r.began(a), int(r.iter[b])), value=float(drop[b]),
-                limit=limit, severity=severity(r, ended=not lasts, sign=True), fix=fix,
+    yield found(r, 'vanishing', layer=r.layers[0], layers=half, iters=(r.began(a), int(r.iter[b])),
+                value=float(drop[b]), limit=limit, severity=severity(r, ended=not lasts, sign=True), fix=fix,
                 also=["shortcuts between the layers"],
                 evidence=f"the gradient of {r.layers[0]} is {num(drop[b])} times the largest (rms of an element), a "
-                         f"factor "
-                         f"{num(per)} a layer")
+                         f"factor {num(per)} a layer")
 
 
 @rule(cause='gradients underflow in half precision',
@@ -145,6 +144,6 @@ def _all_gone(r, zero, edge):
 
 def _underflow(r, hit, value, limit, evidence):
     fix = scale_up(r.first_loss) if r.positive else {'loss_scale': 65536.}
-    return found('fp16_underflow', layer=r.layers[int(hit.argmax())], layers=tuple(np.array(r.layers)[hit]),
+    return found(r, 'fp16_underflow', layer=r.layers[int(hit.argmax())], layers=tuple(np.array(r.layers)[hit]),
                  iters=(int(r.iter[0]), int(r.iter[-1])), value=value, limit=limit, severity=severity(r), fix=fix,
                  evidence=evidence)

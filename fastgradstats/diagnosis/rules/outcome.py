@@ -34,7 +34,7 @@ def not_learning(rec, few=40):
     b = r.not_learned[:r.end + 1]
     a = len(b) - int(np.argmin(b[::-1])) if not b.all() else 0
     g, error = r.gain_over_constant[-1], r.gain_error[-1]
-    yield found('not_learning', iters=(r.began(a), int(r.iter[-1])), value=float(g), limit=float(r.worth[-1]),
+    yield found(r, 'not_learning', iters=(r.began(a), int(r.iter[-1])), value=float(g), limit=float(r.worth[-1]),
                 severity=severity(r), also=[ADVICE[r.failing()]],
                 evidence=f"loss {num(r.first_loss)} at the start, {num(rolling_mean(r.loss)[-1])} at the end; gain "
                          f"over the best constant answer {num(g)} (standard error {num(error)}) of a loss of "
@@ -55,7 +55,7 @@ def memorising(rec, more=.1):
     train  = rolling_mean(r.loss)[r.end]
     if not (v[-1] > (1 + more) * low and train < (1 - more) * low and r.learned[r.end]): return
     none = r.best_constant - low < r.worth[r.end]
-    yield found('memorising', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(v[-1]), limit=low,
+    yield found(r, 'memorising', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(v[-1]), limit=low,
                 severity='warning' if none else 'info',
                 also=["more data or augmentation, weight decay, dropout, fewer epochs; and a look at the labels if the "
                       "validation loss never falls"],

@@ -8,7 +8,7 @@ from ..fixes import found, signal, weights
 from ..._text import num
 from ..evidence import LOUD, run
 from ..series import FEWEST
-from ..finding import LOSS, medians, named, need, root_numel, rule, severity, stuck
+from ..finding import LOSS, medians, need, root_numel, rule, severity, stuck
 from ..thresholds import DEAD_JUMP, SETTLE
 
 def _place(r, f, by):
@@ -35,9 +35,9 @@ def bad_init(rec, limit=10., each=1.6):
     if zero and _no_gradient(r, zero) and (len(zero) >= 2 or not worked):
         stays = not r.get('weight', 'norm', zero)[-1].all()
         fix   = signal(r) if r.off_scale else weights(r)
-        yield found('bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., fix=fix,
+        yield found(r, 'bad_init', layer=zero[0], layers=zero, iters=span, value=0., limit=0., fix=fix,
                     severity=severity(r, ended=past, least='warning' if stays else 'info'),
-                    evidence=f"{named(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes")
+                    evidence=f"{r.called(zero)} start{'s' * (len(zero) == 1)} at exactly zero, so no gradient passes")
         return
     names, y = _scales(r)
     if len(y) < 3: return
@@ -49,7 +49,7 @@ def bad_init(rec, limit=10., each=1.6):
             far or _outputs(r, names, y, 3 * limit))
     if worked: what['evidence'] += "; training went on in spite of it" + (
         ", most of the time with a larger loss than a constant answer has" if _costly(r) else '')
-    yield found('bad_init', iters=span, severity=severity(r, ended=past), fix=signal(r), **what)
+    yield found(r, 'bad_init', iters=span, severity=severity(r, ended=past), fix=signal(r), **what)
 
 def _loudest(r, loud):
     "Weights that are far too large."
@@ -62,8 +62,8 @@ def _one_step(r, names, d, k, limit):
     "One layer that changes the scale as no other does."
     f = float(np.exp(d[k]))
     return dict(layer=names[k + 1], layers=(names[k + 1],), value=f, limit=limit if f > 1 else 1 / limit,
-                evidence=f"before the first step {names[k + 1]} {'multiplies' if f > 1 else 'divides'} the standard "
-                         f"deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
+                evidence=f"before the first step {r.called([names[k + 1]])} {'multiplies' if f > 1 else 'divides'} the "
+                         f"standard deviation by {num(max(f, 1 / f))}, where the median layer changes it by a factor "
                          f"{num(np.exp(np.median(d)))}{_backward(r)}")
 
 def _trend(r, names, y, limit, each):
@@ -79,8 +79,8 @@ def _trend(r, names, y, limit, each):
     sites = tuple(np.array(names)[mid])
     return dict(layer=sites[-1], layers=sites, value=per, limit=each if per > 1 else 1 / each,
                 evidence=f"the std of the activations {word} by a factor {num(max(per, 1 / per))} a layer, from "
-                         f"{num(np.exp(y[mid][0]))} in {sites[0]} to {num(np.exp(y[mid][-1]))} in {sites[-1]}, in the "
-                         f"first iterations{_backward(r)}")
+                         f"{num(np.exp(y[mid][0]))} in {r.called(sites[:1])} to {num(np.exp(y[mid][-1]))} in "
+                         f"{r.called(sites[-1:])}, in the first iterations{_backward(r)}")
 
 def _outputs(r, names, y, limit):
     "Outputs that are far larger than the inputs."
@@ -90,7 +90,7 @@ def _outputs(r, names, y, limit):
     return dict(layer=''.join(most), layers=most, value=_outgrown(r), limit=limit,
                 evidence=f"before the first step the standard deviation of the outputs is {num(_outgrown(r))} times "
                          f"that of the inputs, where an initialisation that keeps scale has about 1"
-                         f"{f', most of it by {most[0]}' if most else ''}")
+                         f"{f', most of it by {r.called(most)}' if most else ''}")
 
 def _scales(r):
     """Names and ln std, before the first step, of the input, the activations and the output (under the name of the
@@ -179,13 +179,11 @@ def input_scale(rec, large=10., small=.01):
     first = rec.layers['grad'].type.iloc[0] if 'grad' in rec.layers and len(rec.layers['grad']) else ''
     if 'BatchNorm' in str(first): return                                           # it is normalised at once
     name  = rec.layers['input'].layer[k]
-    yield found('input_scale', layer=name, layers=(name,), iters=(int(r.iter[0]), int(r.iter[-1])), value=float(s[k]),
-                limit=large if s[k] > small else small,
-                severity=severity(r, sign=bool(r.learned[r.end])),
-                fix={'input': 'normalize'},
+    yield found(r, 'input_scale', layer=name, layers=(name,), iters=(int(r.iter[0]), int(r.iter[-1])),
+                value=float(s[k]), limit=large if s[k] > small else small,
+                severity=severity(r, sign=bool(r.learned[r.end])), fix={'input': 'normalize'},
                 evidence=f"the input has mean {num(m[k])} and standard deviation {num(s[k])}; initialisation and "
-                         f"learning "
-                         f"rates are made for 0 and 1")
+                         f"learning rates are made for 0 and 1")
 
 
 @rule(cause='softmax is taken twice',
@@ -206,8 +204,7 @@ def double_softmax(rec):
     if not (one and n >= 2 and np.nanmin(lo) >= 0 and np.nanmax(hi) <= 1 + 1e-6): return
     if not abs(r.first_loss / np.log(n) - 1) < .2 or np.nanmin(r.loss) < np.log(n) - 1: return
     floor = np.log(1 + (n - 1) / np.e)
-    yield found('double_softmax', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(np.nanmin(r.loss)), limit=floor,
-                severity=severity(r), fix={'remove': 'softmax'},
+    yield found(r, 'double_softmax', iters=(int(r.iter[0]), int(r.iter[-1])), value=float(np.nanmin(r.loss)),
+                limit=floor, severity=severity(r), fix={'remove': 'softmax'},
                 evidence=f"the outputs lie in 0 to 1 and sum to 1 over {n} classes, and the first loss is ln {n}: "
-                         f"through a "
-                         f"second softmax the loss cannot fall below {num(floor)}")
+                         f"through a second softmax the loss cannot fall below {num(floor)}")

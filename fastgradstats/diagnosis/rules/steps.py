@@ -7,7 +7,7 @@ from ..fixes import faster, found, slower
 from ..._text import num
 from ..evidence import run
 from ..series import WINDOW
-from ..finding import ELASTICITY, LOSS, RATIO, factors, medians, named, need, rule, severity, stuck, told
+from ..finding import ELASTICITY, LOSS, RATIO, factors, medians, need, rule, severity, stuck, told
 from ..thresholds import ADAM_LR, SETTLE, STARVED
 
 OPTIMIZER = {'optimizer': 'all parameters'}
@@ -32,7 +32,7 @@ def step_too_large(rec, limit=1., worse=1.2):
         harm, before, after = _harm(r, i, worse, whole=np.median(big[i]) > limit)
         if not harm: continue
         k    = int(big[i].argmax())
-        yield found('step_too_large', layer=r.layers[k], layers=(r.layers[k],),
+        yield found(r, 'step_too_large', layer=r.layers[k], layers=(r.layers[k],),
                     iters=(int(r.iter[i]), int(r.iter[hits[-1]])), value=float(big[i, k]), limit=limit,
                     severity=severity(r, ended=_recovered(r, hits[-1], before), row=i),
                     fix=slower(r, i), also=["warm-up"],
@@ -89,7 +89,7 @@ def step_too_small(rec, limit=None, fall=.1):
     adam  = f", at a rate of {num(np.nanmax(r.lr))} (Adam's usual: {ADAM_LR / 5:g} to {ADAM_LR * 2:g})"
     usual = f"with this weight decay it settles near {num(rest)}" if np.isfinite(rest) else "usual: about 1e-3"
     slow  = r.falls or r.learned[r.end] or not stuck(r)                            # it gets there, or it is not known
-    yield found('step_too_small', iters=(int(r.iter[SETTLE]), int(r.iter[-1])), value=med, limit=limit,
+    yield found(r, 'step_too_small', iters=(int(r.iter[SETTLE]), int(r.iter[-1])), value=med, limit=limit,
                 severity=severity(r, sign=slow), fix=faster(r, med),
                 evidence=f"a step changes the median layer by {num(med)} of its norm ({usual})"
                          f"{adam if r.crawls else ''} and the loss has gone from {num(r.first_loss)} to {num(end)}"
@@ -101,7 +101,7 @@ def _stopped(r, end):
     row = int(r.stopped.argmax())
     if not r.stopped[row:].all() or not r.stopped.any() or not SETTLE < row < len(r) / 2 or not stuck(r): return
     low, top = np.nanmax(r.lr[row:]), np.nanmax(r.lr)
-    yield found('step_too_small', iters=(int(r.iter[row]), int(r.iter[-1])), value=float(low / top), limit=.01,
+    yield found(r, 'step_too_small', iters=(int(r.iter[row]), int(r.iter[-1])), value=float(low / top), limit=.01,
                 severity=severity(r), also=["a schedule over the whole fit: one that is told of epochs is not stepped "
                                             "after every batch"],
                 evidence=f"the learning rate has gone from {num(top)} to {num(low)} by iteration {r.iter[row]} of "
@@ -125,9 +125,9 @@ def not_stepped(rec, few=10):
     if not hit.any(): return
     names = tuple(np.array(lays)[hit])
     steps = int(seen[:, hit].sum(0).min())
-    yield found('not_stepped', layer=names[0], layers=names, iters=(int(r.iter[0]), int(r.iter[-1])), value=0.,
+    yield found(r, 'not_stepped', layer=names[0], layers=names, iters=(int(r.iter[0]), int(r.iter[-1])), value=0.,
                 limit=0., severity=severity(r), fix=OPTIMIZER,
-                evidence=f"{named(names)}: a gradient in {steps} steps, and not one changed it")
+                evidence=f"{r.called(names)}: a gradient in {steps} steps, and not one changed it")
 
 
 @rule(cause='gradients are kept from step to step',
@@ -140,7 +140,7 @@ def not_zeroed(rec, share=.5, few=3):
     hit = np.flatnonzero(r.kept == 1)
     if len(hit) < few or len(hit) < share * np.isfinite(r.kept).sum(): return
     g = r.all.grad_norm.to_numpy(float)[r.rows]
-    yield found('not_zeroed', iters=(int(r.iter[hit[0]]), int(r.iter[hit[-1]])), value=float(np.nanmean(r.kept)),
+    yield found(r, 'not_zeroed', iters=(int(r.iter[hit[0]]), int(r.iter[hit[-1]])), value=float(np.nanmean(r.kept)),
                 limit=0., severity=severity(r, least='warning'), fix={'zero_grad': True},
                 also=["where this is accumulation, a step after the last batch only"],
                 evidence=f"in {len(hit)} of {np.isfinite(r.kept).sum()} steps the gradients of the step before were "

@@ -47,7 +47,7 @@ def vanishing_through_time(rec, limit=1e-3, least=.5):
         reach = int(far[b])
         per   = share[b, -reach - 1] ** (1 / reach) if share[b, -reach - 1] > 0 else 0.
         fix   = {'init': 'orthogonal'}
-        yield found('vanishing_through_time', layer=calls[0], layers=tuple(calls[:len(calls) - reach]),
+        yield found(r, 'vanishing_through_time', layer=calls[0], layers=tuple(calls[:len(calls) - reach]),
                     iters=(r.began(a), int(r.iter[b])), value=float(share[b, 0]), limit=limit,
                     severity=severity(r, ended=not lasts, sign=True), fix=fix,
                     also=["a gated cell (LSTM with a forget bias of 1, GRU)"],

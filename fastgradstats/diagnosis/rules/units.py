@@ -7,7 +7,7 @@ from ..fixes import found, signal, slower, weights
 from ..._text import pct
 from ..evidence import run
 from ..series import WINDOW
-from ..finding import Unreadable, medians, named, rule, severity, spike, told
+from ..finding import Unreadable, medians, rule, severity, spike, told
 from ..thresholds import DEAD, DEAD_JUMP, WHOLE
 
 
@@ -58,12 +58,12 @@ def dead_units(rec, limit=DEAD):
              f"died in iterations {wins.first_iter[w]} to {wins.last_iter[w]}"
              + (f", after {told(big)}" if big else ''))
     fix   = {**weights(r), 'activation': 'leaky_relu'} if born else slower(r, at)
-    yield found('dead_units', layer=names[k], layers=tuple(names[hit]),
+    yield found(r, 'dead_units', layer=names[k], layers=tuple(names[hit]),
                 iters=(big[0] if big else since, int(wins.last_iter.iloc[-1])), value=share, limit=limit,
                 severity=severity(r, ended=not now, sign=share < WHOLE, row=at), fix=fix,
                 also=[] if born else ["warm-up"],
-                evidence=f"{pct(share)} of the units of {names[k]} do not vary over any example ({how})"
-                         + (f"; also in {named(list(names[hit])[1:])}" if hit.sum() > 1 else '')
+                evidence=f"{pct(share)} of the units of {r.called([names[k]])} do not vary over any example ({how})"
+                         + (f"; also in {r.called(names[hit][1:])}" if hit.sum() > 1 else '')
                          + ('' if now else '; they came back'))
 
 
@@ -85,14 +85,14 @@ def saturated(rec, limit=.5):
     early = start[k] > limit
     anew  = signal(r) if r.off_scale else {}
     fix   = {**anew, 'init': 'xavier', **_unscaled(r)} if early else {'norm': 'batch'}
-    yield found('saturated', layer=acts.layer[k], layers=tuple(acts.layer[hit]),
+    yield found(r, 'saturated', layer=acts.layer[k], layers=tuple(acts.layer[hit]),
                 iters=(int(r.iter[0 if early else -1]), int(r.iter[-1])), value=float(end[k]), limit=limit,
                 severity=severity(r, sign=not early), fix=fix,
-                evidence=f"{'' if exact else 'about '}{pct(end[k])} of {acts.layer[k]} ({acts.type[k]}) lies within "
+                evidence=f"{'' if exact else 'about '}{pct(end[k])} of {r.called([acts.layer[k]])} lies within "
                          f"3 % of "
                          f"its bounds{'' if exact else ', by its histogram, mean and std'}"
                          f"{' from the start' if early else f', {pct(start[k])} at the start'}"
-                         + (f"; also {named(list(acts.layer[hit])[1:])}" if hit.sum() > 1 else ''))
+                         + (f"; also {r.called(acts.layer[hit].iloc[1:])}" if hit.sum() > 1 else ''))
 
 def _unscaled(r, large=3.):
     "The fix for inputs that are far from a standard deviation of 1, where that was recorded."

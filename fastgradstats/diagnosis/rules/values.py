@@ -23,15 +23,16 @@ def non_finite(rec):
     seen  = [*_nonfinite(r, bad), *([(int(bad.argmax()), 2, 'the loss', '')] if bad.any() else [])]
     if not seen: return
     row, order, what, layer = min(seen, key=lambda f: f[:2])                # within a row the forward pass comes first
-    where = what if order == 0 or not layer else f'{what} {layer}'
+    where = what if order == 0 or not layer else f'{what} {r.called([layer])}'
     big   = spike(r, row)
     since = (f"; before it, {told(big)}" if big else
              f"; the loss before it was {num(r.loss[row - 1])}" if row else "; it was there from the start")
-    fix  = {} if order == 0 else slower(r, row) if big or row else weights(r)
-    also = (["look at the data: the input itself holds them"] if order == 0 else [] if big or row else
-            ["a look at the loss function for log(0) or a division by 0"])
-    yield found('non_finite', layer=layer, layers=(layer,) if layer else (), iters=(int(r.iter[row]), int(r.iter[-1])),
-                value=1., limit=0., fix=fix, also=also,
+    also  = {0: ["look at the data: the input itself holds them"],
+             2: ["a look at the targets, and at the loss function for log(0) or a division by 0"]}
+    also  = [] if big and order else also.get(order, [])
+    fix   = {} if also else slower(r, row) if big or row else weights(r)
+    yield found(r, 'non_finite', layer=layer, layers=(layer,) if layer else (),
+                iters=(int(r.iter[row]), int(r.iter[-1])), value=1., limit=0., fix=fix, also=also,
                 severity='critical' if bad[-1] else 'warning' if bad.any() else 'info',
                 evidence=f"first in {where}, {'going forward' if order < 3 else 'on the way back'}, "
                          f"at iteration {r.iter[row]}{since}")
@@ -76,14 +77,12 @@ def exploding(rec, grown=30., worse=3.):
     up    = np.where(np.isfinite(up), up, 0)
     worst = r.layers[int(up.argmax())]
     fix   = slower(r, row)
-    yield found('exploding', layer=worst, layers=tuple(l for l, u in zip(r.layers, up) if u > grown),
+    yield found(r, 'exploding', layer=worst, layers=tuple(l for l, u in zip(r.layers, up) if u > grown),
                 iters=(int(r.iter[row]), int(r.iter[last])), value=float(g[row] / base), limit=grown,
                 severity=severity(r, ended=past(r, last), row=row), fix=fix,
                 evidence=f"the gradient's norm at iteration {r.iter[row]} is {num(g[row] / base)} times that of the "
-                         f"first "
-                         f"three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in "
-                         f"{worst} "
-                         f"({num(up.max())} times)")
+                         f"first three, the loss {num(r.loss[row])} against {num(r.first_loss)} at the start; most in "
+                         f"{worst} ({num(up.max())} times)")
 
 
 @rule(cause='the loss is unstable',
@@ -107,7 +106,7 @@ def unstable(rec, times=2., few=3):
     rows  = np.flatnonzero(hit) if hit.sum() >= few else np.flatnonzero(above) + SETTLE
     big   = spike(r, int(rows[0]))
     fix   = slower(r, int(rows[0]))
-    yield found('unstable', iters=(int(r.iter[rows[0]]), int(r.iter[rows[-1]])), value=float(np.nanmax(r.loss)),
+    yield found(r, 'unstable', iters=(int(r.iter[rows[0]]), int(r.iter[rows[-1]])), value=float(np.nanmax(r.loss)),
                 limit=times * ref, severity=severity(r, ended=past(r, rows[-1]), row=rows[0],
                                   sign=bool(r.learned[r.end]) or not np.isfinite(r.best_constant)),
                 fix=fix, also=["a check that the gradients are zeroed before each step"],
