@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..measure.listeners import Listeners, running
+from ..measure.listeners import Listeners, running, stepping
 from ..measure.listening import Listening, leaves_of
 from ..measure.module_hooks import OFF, in_transform
 from ..measure.plan import DEFAULTS, Plan
@@ -40,7 +40,7 @@ class LoopRun(Run):
     @property
     def idle(self):
         "Whether it has been called often, and never trained."
-        return (self.calls > IDLE and not self.watch.builder.rows and self.watch.last is None
+        return (self.calls > IDLE and self.watch.opt is None and not self.watch.builder.rows and self.watch.last is None
                 and not self.watch.watcher.parameters.tasks)
 
     def holds(self, module): return any(m is module for m in self.watch.model.modules())
@@ -156,6 +156,9 @@ class Loops:
         plan  = Plan(**{**DEFAULTS, 'window': 50, **self.settings, **(without or {})})
         watch = Listening(model, plan, called=without is None)
         watch.__enter__()
+        opt = stepping()                          # whose closure calls the model: its first step is under way
+        if opt is not None and watch.adopts(opt):
+            watch.builder.ignore('the first step', 'it was under way when recording began')
         run = LoopRun(name, model, watch)
         watch.forgive = watch.watcher.hooks.forgive = lambda e: self._give_up(run, e)
         self.open.append(run)

@@ -7,9 +7,23 @@ MEAN = 1                          # autograd's number for reduction='mean'
 
 
 def known_loss(node):
-    """(loss function, answers, targets) of the autograd node that a loss comes from, before its backward pass has run;
-    None for other losses, and those with weights, smoothing or another reduction than the mean. Of a cross-entropy the
-    answers are its log-softmax: other numbers than the scores, with the same softmax, as has their mean."""
+    """(loss function, answers, targets, factor on it) of the autograd node that a loss comes from, before its backward
+    pass has run; None for other losses, and those with weights, smoothing or another reduction than the mean. Of a
+    cross-entropy the answers are its log-softmax: other numbers than the scores, with the same softmax, as has their
+    mean."""
+    factor = 1.
+    while (by := _factor(node)) is not None: node, factor = node.next_functions[0][0], factor * by
+    found = _of_node(node)
+    return found and (*found, factor)
+
+def _factor(node):
+    "By what number a node multiplies; None if it does something else."
+    name, other = type(node).__name__, getattr(node, '_saved_other', None)
+    if name not in ('MulBackward0', 'DivBackward0') or other is None or other.numel() != 1: return None
+    if len(node.next_functions) > 1 and node.next_functions[1][0] is not None: return None
+    return other if name == 'MulBackward0' else 1 / other
+
+def _of_node(node):
     name = type(node).__name__.rstrip('0123456789')
     get  = lambda what, default=None: getattr(node, f'_saved_{what}', default)
     if get('reduction', MEAN) != MEAN or get('weight') is not None or get('pos_weight') is not None: return None

@@ -53,6 +53,12 @@ def _same(x): return x
 def _bound(f, obj): return MethodType(f, obj)
 
 
+def stepping():
+    "The optimizer of torch's that is taking a step in this thread, the innermost; None if none is."
+    f = sys._getframe(1)
+    while f is not None and f.f_code is not STEP: f = f.f_back
+    return f and f.f_locals.get('self')
+
 def running():
     "The frames that are executed now, in all threads."
     now = set()

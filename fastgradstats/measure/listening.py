@@ -3,6 +3,7 @@ steps, and a model that is not called as a module runs from its first layer to t
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import torch
 
@@ -33,6 +34,13 @@ class Listening(Watch):
             self.fit += 1
             self._adopt(opt)
         else: super()._before_any_step(place, opt, args, kwargs)
+
+    def adopts(self, opt):
+        "Take an optimizer for the one that steps the model, if it does."
+        ours = {id(p) for _, p in self.watcher.parameters.trained}
+        if not any(id(p) in ours for g in opt.param_groups for p in g['params']): return False
+        self._adopt(opt)
+        return True
 
     # --- a model that is not called as a module ----------------------------------------------------------------------
 
@@ -68,9 +76,11 @@ class Listening(Watch):
         "By what the loss is multiplied, its known loss function, the number of the last backward pass."
         if not self.called and self._reached(loss): self.layer_begins(self.model, ())
         self._pass_ends()
-        by   = self.scalers.multiplied.get(loss)
-        node = loss.grad_fn if by is None or loss.grad_fn is None else loss.grad_fn.next_functions[0][0]
-        return by, known_loss(node), max((t for p in self._parts() for t in p.tasks or ()), default=-1)
+        last = max((t for p in self._parts() for t in p.tasks or ()), default=-1)
+        return self.scalers.multiplied.get(loss, 1), known_loss(loss.grad_fn), last
+
+    def _baseline(self, by, loss_func, answers, targets, factor):
+        return [v * factor / by for v in self.baseline.both(loss_func, answers, (targets,))]
 
     def _reached(self, loss):
         ours = {id(p) for p in self.model.parameters()}
@@ -80,11 +90,11 @@ class Listening(Watch):
 
     def _tell(self, loss, by, known, before):
         "The loss of the passes that the backward pass which has just run came back to."
-        if by is not None: loss = loss.detach() / by
+        loss = loss.detach() / by
         for part in self._parts():
             back = part in self.passes if part.tasks is None else any(t > before for t in part.tasks)
             if part.loss is not None or not back: continue
-            baseline = (lambda: self.baseline.both(known[0], known[1], (known[2],))) if known else None
+            baseline = partial(self._baseline, by, *known) if known else None
             self.watcher.tell_loss(part, loss, baseline if self.watcher.due(self.i) else None)
             known = None                          # once a loss
 

@@ -212,6 +212,32 @@ def test_a_search_for_a_rate_is_named_as_one(on):
     assert on.runs[0].kind == 'search'
 
 
+@pytest.mark.parametrize('how', ['scaled', 'divided', 'closure'])
+def test_what_is_done_to_a_loss_and_closures(on, how):
+    model = net()
+    opt   = torch.optim.SGD(model.parameters(), .1)
+    amp   = torch.amp.GradScaler('cpu', init_scale=64., enabled=how == 'scaled')
+    want  = []
+    for x, y in batches():
+        def closure():
+            opt.zero_grad()
+            out  = model(x)
+            loss = F.cross_entropy(out, y) / (4 if how == 'divided' else 1)
+            mean = F.cross_entropy(out.detach().mean(0, keepdim=True).expand_as(out), y) / (4 if how == 'divided' else 1)
+            amp.scale(loss).backward()
+            want.append((loss.item(), mean.item()))
+            return loss
+        if how == 'closure': opt.step(closure)
+        else:
+            closure()
+            amp.step(opt)
+            amp.update()
+    run, = on.runs
+    late = how == 'closure'                                             # its first step was under way before it was seen
+    np.testing.assert_allclose(run.record.iters[['loss', 'loss_constant']], want[late:], rtol=1e-5)
+    assert run.loop == 'torch' and ('the first step' in run.record.meta['not_observed']) == late
+
+
 # --- what is no run --------------------------------------------------------------------------------------------------
 def test_what_is_not_trained_is_no_run(on):
     teacher, model = net(), net()
