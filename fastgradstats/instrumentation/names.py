@@ -18,14 +18,16 @@ def _frames():
         f = f.f_back
 
 def variable(obj, *others):
-    "The variable that holds the first of these objects that one does, the outermost best: its name, or None."
+    "The variable that holds the first of these objects that one does, or a Learner of it; the outermost best. Or None."
     frames = list(_frames())
     for o in (obj, *others):
-        found = None
-        for f in frames:
-            names = [n for n, v in f.f_locals.items() if v is o and n != 'self' and not n.startswith('_')]
-            found = names[0] if names else found
-        if found: return found
+        for name in (lambda n, v: n if v is o else None,
+                     lambda n, v: f'{n}.model' if getattr(v, '__dict__', {}).get('model') is o else None):
+            found = None
+            for f in frames:
+                names = [name(n, v) for n, v in f.f_locals.items() if n != 'self' and not n.startswith('_')]
+                found = next(filter(None, names), found)
+            if found: return found
 
 def tensor_names(tensors):
     "The variables that hold these tensors, {name: tensor}; a number where none does."

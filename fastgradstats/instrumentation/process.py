@@ -43,12 +43,13 @@ class Instrument:
     def _cell_ended(self, *args): self.loops.close_all()
 
     def _ended(self, run, was_one=True):
-        if was_one: run.save(self.out, self._runs.index(run))
-        else:       self._runs.remove(run)
+        if not was_one: self._runs.remove(run); return
+        try: run.save(self.out, self._runs.index(run))
+        except Exception as e: self._failed(e, 'saved')
 
-    def _failed(self, e):
+    def _failed(self, e, what='recorded'):
         "Nothing of ours is raised in the program that is recorded."
-        if not self._told: warnings.warn(f"fastgradstats: a run is not recorded: {type(e).__name__}: {e}", stacklevel=2)
+        if not self._told: warnings.warn(f"fastgradstats: a run is not {what}: {type(e).__name__}: {e}", stacklevel=2)
         self._told = True
 
     def __repr__(self):

@@ -38,7 +38,7 @@ def plot_overview(
     tall   = [1.7] + [np.clip(.15 * len(r) + .6, 1., 3.) if k else .5 for r, k in zip(rows, found)]
     fig, axs = plt.subplots(len(tall), 1, sharex=True, figsize=(11, sum(tall) + 1.2), layout='constrained',
                             height_ratios=tall)
-    _loss_panel(axs[0], rec)
+    loss_panel(axs[0], rec)
     for ax, (name, keys), key, idx in zip(axs[1:], panels, found, rows):
         if key is None:
             say(ax, f"{name}: {' or '.join(f'{s!r} at {p!r}' for p, s in keys)} was not recorded")
@@ -49,14 +49,15 @@ def plot_overview(
     if len(it): axs[0].set_xlim(it.iloc[0] - .5, it.iloc[-1] + .5)
     iter_axis(axs[-1], rec)
     for ax in axs[:-1]: ax.tick_params(axis='x', labelbottom=False)
-    fig.suptitle(_verdict(rec) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
+    fig.suptitle(verdict(rec, diagnose(rec)) if title is None else title, fontsize=11, x=.01, ha='left', wrap=True)
     fig.draw_without_rendering()                                     # now it is known how much room the names have
     for ax, key, idx in zip(axs[1:], found, rows):
         if key: layer_ticks(ax, names_at(rec, key[0], idx))
     if save is not None: fig.savefig(save, dpi=150)
     return axs
 
-def _loss_panel(ax, rec):
+def loss_panel(ax, rec):
+    "The loss, and what answering without looking at the input would cost."
     it = rec.iters
     if not np.isfinite(it.loss).any(): say(ax, 'the loss is not known'); return
     ax.plot(it.iter, it.loss, color=PALETTE[0], lw=1.2, label='loss')
@@ -69,9 +70,8 @@ def _loss_panel(ax, rec):
     mark_epochs(ax, rec)
     tidy(ax)
 
-def _verdict(rec):
+def verdict(rec, report):
     "The verdict on the record; the facts where too little was measured for one."
-    report = diagnose(rec)
     return report.verdict if report.findings or len(rec) > 20 and report.checked else _facts(rec)
 
 def _facts(rec):

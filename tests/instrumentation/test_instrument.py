@@ -369,3 +369,13 @@ def test_records_are_saved_as_runs_end(tmp_path):
     from fastgradstats import Record
     assert [f.name for f in (tmp_path / 'runs').iterdir()] == ['00-model.parquet']
     assert len(Record.load(ins.runs[0].file)) == 30
+
+def test_a_folder_that_cannot_be_written_costs_no_more_than_a_warning(tmp_path):
+    (tmp_path / 'file').write_text('no folder')
+    ins   = instrument(out=tmp_path / 'file')
+    model = net()
+    for x, y in batches():
+        F.cross_entropy(model(x), y).backward()
+        by_hand(model.parameters())
+    with pytest.warns(UserWarning, match='a run is not saved'): ins.off()
+    assert len(ins.runs[0].record) == 30
