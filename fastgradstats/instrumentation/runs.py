@@ -10,7 +10,7 @@ from ..measure.optimizer_info import describe
 from .names import cell
 
 LEAST = 2                         # rows of a run: one step alone is a try
-SEARCH = 100                      # by how much the rate of a search for a learning rate grows at least
+SEARCH = 10, 20                   # by how much the rate of a search for a learning rate grows at least, in so many rows
 
 
 class Run:
@@ -48,8 +48,8 @@ class Run:
         rec = self.record
         with np.errstate(all='ignore'): lr = np.log(rec.iters.lr.to_numpy()) if rec is not None else np.zeros(0)
         up  = np.diff(lr)
-        one = len(up) > 3 and np.isfinite(up).all() and np.ptp(up) < .1 * up.mean()       # by one factor each time
-        return 'search' if one and lr[-1] - lr[0] > np.log(SEARCH) else 'training'
+        one = len(lr) >= SEARCH[1] and np.isfinite(up).all() and np.ptp(up) < .1 * up.mean()  # by one factor
+        return 'search' if one and lr[-1] - lr[0] > np.log(SEARCH[0]) else 'training'
 
     def seen(self):
         "It trains now."

@@ -201,15 +201,17 @@ def test_another_optimizer_is_another_fit_of_the_run(on):
     assert len(on.runs) == 1 and it.fit.tolist() == [0] * 30 + [1] * 30 and it.lr.tolist() == [.1] * 30 + [.01] * 30
     assert np.isfinite(it.loss).all() and it.stepped.all()
 
-def test_a_search_for_a_rate_is_named_as_one(on):
+@pytest.mark.parametrize('start, factor, n, kind', [(1e-6, 1.3, 60, 'search'), (1e-2, 1.1, 48, 'search'), (.1, .9, 48, 'training'),
+                                                    (.1, 1., 48, 'training'), (1e-3, 1.3, 12, 'training')])
+def test_a_search_for_a_rate_is_named_as_one(on, start, factor, n, kind):
     model = net()
-    opt   = torch.optim.SGD(model.parameters(), 1e-6)
-    for x, y in batches(60):
+    opt   = torch.optim.SGD(model.parameters(), start)
+    for x, y in batches(n):
         F.cross_entropy(model(x), y).backward()
         opt.step()
         opt.zero_grad()
-        opt.param_groups[0]['lr'] *= 1.3
-    assert on.runs[0].kind == 'search'
+        opt.param_groups[0]['lr'] *= factor
+    assert on.runs[0].kind == kind
 
 
 @pytest.mark.parametrize('how', ['scaled', 'divided', 'closure'])
